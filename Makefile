@@ -1,0 +1,61 @@
+# Needs Python 3.11 or later with pip, and make. Everything else goes into .venv.
+
+PYTHON ?= python3
+CORES  ?= 2
+BIN    := .venv/bin
+PIP    := $(PYTHON) -m pip --python $(BIN)/python --disable-pip-version-check
+# The stamps' names say what was installed, and where: a stale or moved .venv is made anew.
+HERE   := $(shell (echo $(CURDIR) $(PYTHON); cat requirements.lock) | cksum | cut -d' ' -f1)
+LOCKED := .venv/locked-$(HERE)
+STAMP  := .venv/setup-$(HERE)-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+
+.PHONY: help setup demo test test-all lint format lock bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\): .*## /make \1\t/p' Makefile | expand -t 16
+
+setup: $(STAMP)  ## make .venv with every version as in requirements.lock
+
+$(LOCKED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: Python 3.11 or later is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another with PYTHON=")'
+	$(PYTHON) -m venv --clear --without-pip .venv
+	$(PIP) install -qq --no-deps --require-hashes -r requirements.lock
+	@touch $@
+
+$(STAMP): $(LOCKED)
+	$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup  ## answer the guide's example by the workflow, ending with the report
+	$(BIN)/snakemake --cores $(CORES) --forcerun compare
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: setup  ## run the tests, the slow ones too
+	$(BIN)/python -m pytest -q
+
+lint: setup  ## check format and style of Python and Snakemake code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+
+format: setup  ## put Python and Snakemake code into format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+lock:  ## pin the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear .venv/uv
+	.venv/uv/bin/pip install --quiet --disable-pip-version-check uv
+	.venv/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev \
+	    --generate-hashes --no-annotate --custom-compile-command "make lock" \
+	    --output-file requirements.lock pyproject.toml
+
+bench: setup  ## print accuracy and speed; PEER=/path/to/aiconfigurator times that tool too
+	$(BIN)/python -m paretoserve.bench $(if $(PEER),--peer $(PEER))
+
+clean:  ## remove what the workflow and the tests left (not .venv)
+	rm -rf results .snakemake .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +

@@ -1,0 +1,1 @@
+"""The rules' adapters: each module has one `main`, which reads, calls the stage, and writes."""

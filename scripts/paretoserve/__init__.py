@@ -1,0 +1,3 @@
+"""paretoserve: plan LLM serving deployments from measured operator latencies."""
+
+__version__ = "0.1.0"

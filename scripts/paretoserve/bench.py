@@ -1,0 +1,138 @@
+"""Figures to quote: accuracy of the look-ups on points left out, and speed. Prints, never judges.
+
+make bench                                   accuracy and our own times
+make bench PEER=/path/to/bin/aiconfigurator  also the peer's answer to the same question
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from prettytable import PrettyTable
+
+from paretoserve import paths
+from paretoserve.experiments.loading import load_files
+from paretoserve.experiments.plan import make_plan
+from paretoserve.experiments.resolving import resolve_all
+from paretoserve.inprocess import run_in_process
+from paretoserve.interpolation import GridTable
+from paretoserve.operators.kernels import Kernels
+from paretoserve.perfdb.catalogue import Catalogue
+from paretoserve.perfdb.tables import PerfTables
+
+HELD_OUT = ("h200_sxm", "trtllm", "1.3.0rc20")
+QUESTION = (
+    "cli default --model QWEN3_32B --total_gpus 32 --system h200_sxm "
+    "--ttft 1000 --tpot 10 --isl 3000 --osl 512"
+)
+PEER_QUESTION = QUESTION.replace("QWEN3_32B", "Qwen/Qwen3-32B")
+
+Errors = Iterable[tuple[np.ndarray, np.ndarray]]
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", help="executable of another planner with the guide's flags")
+    parser.add_argument("--runs", type=int, default=5, help="repeats of each timed command")
+    arguments = parser.parse_args()
+    print(f"cores: {os.cpu_count()}, python {sys.version.split()[0]}, numpy {np.__version__}\n")
+    print(_accuracy(Kernels(PerfTables(*HELD_OUT))))
+    print(_speed(arguments.peer, arguments.runs))
+
+
+def _accuracy(kernels: Kernels) -> str:
+    table = PrettyTable(["held out", "points", "median error %", "90th percentile %"], align="r")
+    table.align["held out"] = "l"
+    table.title = f"leave one out: {' '.join(HELD_OUT)}"
+    for name, pairs in _held_out(kernels):
+        error = np.concatenate([np.abs(predicted / measured - 1) for predicted, measured in pairs])
+        low, high = np.quantile(error, [0.5, 0.9]) * 100
+        table.add_row([name, len(error), f"{low:.2f}", f"{high:.2f}"])
+    return f"{table}\n"
+
+
+def _held_out(kernels: Kernels) -> Iterator[tuple[str, Errors]]:
+    gemm = [kernels.gemm.table(dtype) for dtype in ("float16", "fp8", "fp8_block")]
+    yield "gemm, one m of a curve", [table.held_out_points() for table in gemm]
+    yield "gemm, a whole (n, k)", [table.held_out_sites() for table in gemm]
+    context = _grids(kernels, "context_attention", ("attn_dtype", "kv_dtype", "head_dim", "window"))
+    yield "context attention, isl", [grid.held_out(1) for grid in context]
+    yield "context attention, batch", [grid.held_out(2) for grid in context]
+    generation = _grids(kernels, "generation_attention", ("kv_dtype", "head_dim", "window"))
+    yield "generation attention, position", [grid.held_out(2) for grid in generation]
+    yield "generation attention, batch", [grid.held_out(1) for grid in generation]
+
+
+def _grids(kernels: Kernels, operator: str, keys: tuple[str, ...]) -> list[GridTable]:
+    """All grids of an attention operator: per KV head count, and one of multi-head attention."""
+    rows = kernels.tables.rows(operator)
+    kv = np.where(rows["heads"] == rows["kv_heads"], 0, rows["kv_heads"])
+    slices = sorted(set(zip(*(rows[key].tolist() for key in keys), kv.tolist(), strict=True)))
+    grid: Callable[..., GridTable] = getattr(kernels, operator).grid
+    return [grid(*key) for key in slices]
+
+
+def _speed(peer: str | None, runs: int) -> str:
+    table = PrettyTable(["the guide's example", "median s", "min s", "max s"], align="r")
+    table.align["the guide's example"] = "l"
+    table.title = QUESTION.removeprefix("cli default ")
+    own = shutil.which("paretoserve", path=str(Path(sys.executable).parent))
+    timed = {
+        "stages in a running process, files written": _times(_stages, runs),
+        "whole process, report only": _times(lambda: _run([own, *QUESTION.split()]), runs),
+        "whole process, files written": _times(
+            lambda: _in_folder(lambda folder: _run([own, *QUESTION.split(), "--save_dir", folder])),
+            runs,
+        ),
+    }
+    if peer:
+        timed["the peer's whole process"] = _times(
+            lambda: _run([peer, *PEER_QUESTION.split()]), max(runs // 2, 1)
+        )
+    for name, seconds in timed.items():
+        table.add_row([name, *(f"{f(seconds):.2f}" for f in (statistics.median, min, max))])
+    lines = [str(table)]
+    if peer:
+        ratio = statistics.median(timed["the peer's whole process"]) / statistics.median(
+            timed["whole process, report only"]
+        )
+        lines.append(f"the peer takes {ratio:.0f} times our whole process (medians)")
+    return "\n".join(lines)
+
+
+def _times(call: Callable[[], object], runs: int) -> list[float]:
+    """Seconds of each of `runs` calls, after one that does not count."""
+    seconds = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def _stages() -> None:
+    file = paths.EXPERIMENTS / "qwen3_32b_h200.yaml"
+    plan = make_plan(resolve_all(load_files([file]), Catalogue()))
+    _in_folder(lambda folder: run_in_process(plan, Path(folder)))
+
+
+def _in_folder(call: Callable[[str], object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        call(folder)
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Communication between GPUs: all-reduce of a tensor-parallel group, and pipeline hand-over.
+
+All-reduce of B bytes over g GPUs moves 2 B (g - 1) / g bytes over each GPU's slowest link (ring).
+The tables hold sizes in 16-bit elements. A group larger than any measured is scaled from the
+largest by the ring factor and by the ratio of the slowest links.
+"""
+
+from functools import cache, cached_property, partial
+
+import numpy as np
+
+from paretoserve.errors import InputError
+from paretoserve.hardware import System
+from paretoserve.interpolation import EXTRAPOLATED, GridTable, Latency, gather
+from paretoserve.perfdb.tables import PerfTables
+
+BYTES_PER_ELEMENT = 2
+
+
+class AllReduce:
+    """The engine's own all-reduce kernel."""
+
+    def __init__(self, tables: PerfTables):
+        self._tables = tables
+        self.grid = cache(self._load)
+
+    def latency(self, gpus: np.ndarray, elements: np.ndarray) -> Latency:
+        """Latency of reducing `elements` 16-bit numbers over `gpus` GPUs; nothing for one GPU."""
+        gpus, elements = np.broadcast_arrays(gpus, np.asarray(elements, float))
+        masks = [(int(count), gpus == count) for count in np.unique(gpus[gpus > 1])]
+        return gather(
+            gpus.shape,
+            [(mask, partial(self._one, count, elements[mask])) for count, mask in masks],
+        )
+
+    def _one(self, gpus: int, elements: np.ndarray) -> Latency:
+        groups = self._measured_groups
+        if gpus in groups:
+            return self.grid(gpus)(elements).at_least(self._ring_ms(gpus, elements))
+        largest = max(groups)
+        if gpus < largest:
+            raise InputError(
+                f"{self._tables}: no all-reduce was measured over {gpus} GPUs; measured: "
+                + ", ".join(map(str, groups))
+            )
+        factor = self._ring_ms(gpus, elements) / self._ring_ms(largest, elements)
+        return self.grid(largest)(elements).scaled(factor, EXTRAPOLATED)
+
+    @cached_property
+    def _measured_groups(self) -> list[int]:
+        return np.unique(self._tables.rows("custom_allreduce")["num_gpus"]).tolist()
+
+    def _load(self, gpus: int) -> GridTable:
+        rows = self._tables.rows("custom_allreduce", num_gpus=gpus)
+        sizes, index = np.unique(rows["elements"], return_inverse=True)
+        values = np.full(len(sizes), np.inf)
+        # Several kernels of one size: the engine's tuner takes the fastest.
+        np.minimum.at(values, index, rows["latency_ms"].astype(float))
+        launch_ms = self._tables.system.kernel_launch_s * 1e3
+        return GridTable([sizes], values, lambda size: self._ring_ms(gpus, size) + launch_ms)
+
+    def _ring_ms(self, gpus: int, elements: np.ndarray) -> np.ndarray:
+        moved = 2 * BYTES_PER_ELEMENT * elements * (gpus - 1) / gpus
+        return moved / self._tables.system.link_bandwidth(gpus) * 1e3
+
+
+def hand_over_ms(
+    system: System, tp: np.ndarray, pp: np.ndarray, elements: np.ndarray
+) -> np.ndarray:
+    """Latency of passing `elements` activations through all pp - 1 stage boundaries.
+
+    Stages are packed: a boundary leaves the node when the stages up to it fill whole nodes.
+    """
+    tp, pp, elements = np.broadcast_arrays(tp, pp, np.asarray(elements, float))
+    stages_per_node = np.maximum(system.gpus_per_node // tp, 1)
+    crossings = (pp - 1) // stages_per_node
+    inside = pp - 1 - crossings
+    size = BYTES_PER_ELEMENT * elements
+    return 1e3 * (
+        crossings * (size / system.inter_node_bandwidth + system.p2p_latency_s)
+        + inside * (size / system.intra_node_bandwidth + system.p2p_latency_s)
+    )

@@ -1,0 +1,1 @@
+"""The performance database: measured operator latencies, their schema, origin and import."""

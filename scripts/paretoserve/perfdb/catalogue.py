@@ -1,0 +1,54 @@
+"""What the performance database can answer, from the manifest alone: no table is opened."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from paretoserve import hardware
+from paretoserve.errors import InputError
+from paretoserve.perfdb import manifest
+
+ENGINES = ("trtllm", "sglang", "vllm")  # the other backends of perf_db are collective libraries
+# Without all-reduce an engine still answers for workers of one GPU.
+NEEDED = ("gemm", "context_attention", "generation_attention")
+# Where each precision of an experiment has to be measured: operator and column.
+_MEASURED_IN = {
+    "gemm_quant_mode": ("gemm", "dtype"),
+    "kvcache_quant_mode": ("generation_attention", "kv_dtype"),
+    "fmha_quant_mode": ("context_attention", "attn_dtype"),
+}
+
+
+class Catalogue:
+    """Systems, backends, versions and precisions with measured tables."""
+
+    def system_name(self, name: str) -> str:
+        """Return the canonical name of a system or alias; InputError for an unknown one."""
+        return hardware.canonical_name(name)
+
+    def sm_version(self, system: str) -> int:
+        """CUDA compute capability times ten; 0 for other makers' GPUs."""
+        return hardware.load_system(system).sm_version or 0
+
+    def backends(self, system: str) -> Collection[str]:
+        """Serving engines with at least one complete version."""
+        return tuple(engine for engine in ENGINES if self.versions(system, engine))
+
+    def versions(self, system: str, backend: str) -> Sequence[str]:
+        """Versions that hold every table a model needs, oldest first."""
+        loaded = manifest.load()
+        try:
+            known = loaded.versions(system, backend)
+        except InputError:
+            return ()
+        return tuple(
+            version
+            for version in known
+            if all((system, backend, version, operator) in loaded.tables for operator in NEEDED)
+        )
+
+    def quant_modes(self, system: str, backend: str, version: str) -> Mapping[str, Collection[str]]:
+        """Modes with measured tables, by field of a worker's configuration."""
+        loaded = manifest.load()
+        return {
+            field: loaded.table_entry(system, backend, version, operator)["dtypes"][column]
+            for field, (operator, column) in _MEASURED_IN.items()
+        }

@@ -1,0 +1,80 @@
+"""The worker candidates of a search: every allowed layout, batch size and prompt budget.
+
+Layouts: products of the lists that use an allowed number of GPUs (tp * pp * dp) and keep the width
+rule tp * dp = moe_tp * moe_ep; they must divide the model's heads and FFN.
+Batch sizes: all up to a limit, thinned to the same number per octave.
+Prompt budgets of aggregated workers: the engine's step sizes (config/backends.yaml), cut to whole
+prompts where prompts are not split, and never more prompts than there are other requests.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from paretoserve.estimator import Layout
+from paretoserve.models.dimensions import Model
+from paretoserve.settings import BackendRules
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Allowed layouts, and those refused with the reason."""
+
+    kept: Layout
+    refused: tuple[tuple[tuple[int, int, int, int, int], str], ...]
+
+
+def layouts(
+    model: Model,
+    num_gpu_per_worker: Iterable[int],
+    tp: Iterable[int],
+    pp: Iterable[int],
+    dp: Iterable[int],
+    moe_tp: Iterable[int],
+    moe_ep: Iterable[int],
+) -> Layouts:
+    """Every layout of the lists, in their order, without repeats."""
+    allowed = set(num_gpu_per_worker)
+    kept, refused = [], []
+    for layout in dict.fromkeys(product(tp, pp, dp, moe_tp, moe_ep)):
+        t, p, d, mt, me = layout
+        if t * p * d not in allowed or (model.is_moe and t * d != mt * me):
+            continue
+        if reason := _refusal(model, t, p):
+            refused.append((layout, reason))
+        else:
+            kept.append(layout)
+    columns = np.array(kept, np.int64).reshape(-1, 5).T
+    return Layouts(Layout(*columns), tuple(refused))
+
+
+def _refusal(model: Model, tp: int, pp: int) -> str:
+    if pp > model.num_layers:
+        return f"pp {pp} exceeds the {model.num_layers} layers"
+    for _, layer in model.layers:
+        if layer.attention.heads % tp:
+            return f"tp {tp} does not divide {layer.attention.heads} attention heads"
+        if layer.ffn.inter % tp:
+            return f"tp {tp} does not divide the FFN width {layer.ffn.inter}"
+    return ""
+
+
+def batch_sizes(largest: int, per_octave: int) -> np.ndarray:
+    """1 .. largest, at most `per_octave` sizes from a power of two to the next, and `largest`."""
+    sizes = np.arange(1, largest + 1)
+    step = np.maximum(2 ** np.floor(np.log2(sizes)) // per_octave, 1).astype(int)
+    return np.union1d(sizes[sizes % step == 0], largest)
+
+
+def prompt_budgets(isl: int, batch: np.ndarray, rules: BackendRules) -> np.ndarray:
+    """(B, C) prompt tokens per mixed step for each batch size; 0 where a budget repeats another."""
+    budgets = np.array(rules.step_tokens)
+    if not rules.chunked_prefill:
+        budgets = np.union1d(np.maximum(budgets // isl, 1) * isl, isl)
+    others = np.maximum(batch - 1, 1)[:, None]
+    usable = np.minimum(budgets[None, :], others * isl)
+    repeated = np.zeros(usable.shape, bool)
+    repeated[:, 1:] = usable[:, 1:] == usable[:, :-1]
+    return np.where(repeated, 0, usable)

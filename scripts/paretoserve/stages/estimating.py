@@ -1,0 +1,146 @@
+"""Estimate: latency of each candidate's steps, operator by operator, from the measured tables.
+
+prefill worker   prefill_step_ms: one pass over its batch of whole prompts
+decode worker    decode_step_ms: one token for every request, averaged over a request's positions
+agg worker       mixed_step_ms: `ctx_tokens` of prompts beside decoding requests; decode_step_ms
+"""
+
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from paretoserve import schemas
+from paretoserve.errors import InputError
+from paretoserve.estimator import Layout, Step, StepLatency, step_latency
+from paretoserve.experiments.plan import Group, Work
+from paretoserve.interpolation import PROVENANCE
+from paretoserve.memory import kv_cache_bytes_per_token
+from paretoserve.models.catalog import find_model
+from paretoserve.operators.kernels import Kernels
+from paretoserve.perfdb.tables import PerfTables
+from paretoserve.serving.aggregated import mixed_steps
+from paretoserve.settings import estimation
+from paretoserve.stages.enumerating import precision_of
+
+
+def estimate(group: Group, candidates: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the ESTIMATES and OPERATORS tables of a group's candidates that fit."""
+    kernels = cache(lambda *engine: Kernels(PerfTables(*engine)))
+    estimates, operators = [], []
+    for work in group.works:
+        mine = pc.and_(pc.equal(candidates["work_id"], work.id), candidates["fits"])
+        worker = work.worker
+        one = _estimate(
+            work,
+            candidates.filter(mine),
+            kernels(worker.system, worker.backend, worker.version),
+        )
+        estimates.append(one[0])
+        operators.append(one[1])
+    return (
+        pa.concat_tables(estimates).unify_dictionaries(),
+        pa.concat_tables(operators).unify_dictionaries(),
+    )
+
+
+def _estimate(work: Work, candidates: pa.Table, kernels: Kernels) -> tuple[pa.Table, pa.Table]:
+    ids = candidates["candidate_id"].to_numpy()
+    try:
+        steps = _price(work, candidates, kernels) if len(ids) else {}
+    except InputError as error:
+        # The whole work lacks a table: every candidate carries the reason, the sweep goes on.
+        steps, why = {}, np.full(len(ids), str(error), object)
+    else:
+        why = np.full(len(ids), "", object)
+        for latency in steps.values():
+            why = np.where(why == "", latency.reasons, why)
+    columns = {
+        name: candidates[name]
+        for name in ("candidate_id", *schemas.LAYOUT, "gpus_per_worker", "batch_size", "ctx_tokens")
+    }
+    columns |= {name: candidates[name].to_pylist() for name in ("work_id", "role")}
+    columns |= {
+        "memory_gib": candidates["memory_gib"],
+        "kv_bytes_per_prompt": _kv_bytes(work, candidates),
+        "reason": why,
+        **{f"{name}_step_ms": latency.total_ms for name, latency in steps.items()},
+        **_shares(steps),
+    }
+    return schemas.table(schemas.ESTIMATES, columns), _operator_rows(work, ids, steps)
+
+
+def _price(work: Work, candidates: pa.Table, kernels: Kernels) -> dict[str, StepLatency]:
+    """Latency of the steps that this role runs, by name."""
+    model, precision, layout = find_model(work.model_name), precision_of(work), _layout(candidates)
+    batch, ctx_tokens = candidates["batch_size"].to_numpy(), candidates["ctx_tokens"].to_numpy()
+    count = len(batch)
+    isl = np.full(count, work.isl)
+    none = np.zeros(count)
+
+    def price(prefill_tokens, prompts, decoding, kv_len) -> StepLatency:
+        step = Step(
+            prefill_tokens, prompts, isl, decoding, np.broadcast_to(kv_len, (count, len(kv_len)))
+        )
+        return step_latency(model, precision, layout, step, kernels)
+
+    if work.worker.role == "prefill":
+        return {"prefill": price(ctx_tokens, batch, none, np.ones(1))}
+    moments = work.isl + 1 + _strides(work.osl - 1, estimation().decode_positions)
+    if work.worker.role == "decode":
+        return {"decode": price(none, none, batch, moments)}
+    # The requests of an aggregated worker are spread evenly over their decode.
+    middle = np.array([moments.mean()])
+    mixed = mixed_steps(batch, ctx_tokens, work.isl, work.osl)
+    return {
+        "mixed": price(ctx_tokens, mixed.prompts, mixed.decoding, middle),
+        "decode": price(none, none, batch, middle),
+    }
+
+
+def _strides(steps: int, most: int) -> np.ndarray:
+    """Middles of at most `most` equal strides over decode steps 0 .. steps - 1."""
+    count = int(np.clip(steps, 1, most))
+    return (np.arange(count) + 0.5) / count * max(steps, 1) - 0.5
+
+
+def _layout(candidates: pa.Table) -> Layout:
+    return Layout(*(candidates[name].to_numpy().astype(np.int64) for name in schemas.LAYOUT))
+
+
+def _kv_bytes(work: Work, candidates: pa.Table) -> np.ndarray:
+    per_token = kv_cache_bytes_per_token(
+        find_model(work.model_name), precision_of(work), _layout(candidates)
+    )
+    return np.asarray(per_token, float) * work.isl
+
+
+def _shares(steps: dict[str, StepLatency]) -> dict[str, np.ndarray]:
+    """Provenance of the time, as the mean over the candidate's kinds of steps."""
+    if not steps:
+        return {}
+    of_steps = [latency.shares() for latency in steps.values()]
+    return {f"{name}_share": np.mean([s[name] for s in of_steps], axis=0) for name in PROVENANCE}
+
+
+def _operator_rows(work: Work, ids: np.ndarray, steps: dict[str, StepLatency]) -> pa.Table:
+    parts = [schemas.OPERATORS.empty_table()]
+    for step, latency in steps.items():
+        ran = latency.ms > 0
+        row, column = np.nonzero(ran)
+        codes = latency.provenance[ran]
+        columns = {
+            "work_id": _coded([work.id], np.zeros(len(row), np.int32)),
+            "candidate_id": ids[row],
+            "step": _coded([step], np.zeros(len(row), np.int32)),
+            "operator": _coded(latency.operators, column),
+            "ms": latency.ms[ran],
+            "provenance": _coded(PROVENANCE, codes),
+        }
+        parts.append(schemas.table(schemas.OPERATORS, columns))
+    return pa.concat_tables(parts).unify_dictionaries()
+
+
+def _coded(names: list[str] | tuple[str, ...], codes: np.ndarray) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(codes.astype(np.int32), list(names))

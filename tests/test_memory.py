@@ -1,0 +1,83 @@
+"""Memory of one GPU, by hand."""
+
+import numpy as np
+import pytest
+
+from paretoserve.estimator import Layout, Precision
+from paretoserve.hardware import load_system
+from paretoserve.memory import kv_cache_bytes_per_token, weight_bytes, worker_memory
+from paretoserve.models.catalog import find_model
+from paretoserve.settings import Activations, BackendRules
+
+SIXTEEN_BIT = Precision("float16", "float16", "float16", "float16")
+ACTIVATIONS = Activations(coefficient={1: 11, 2: 6.5, 4: 5, 8: 5}, floor_bytes=70 * 2**20)
+
+
+def layout(*tp_pp: tuple[int, int]) -> Layout:
+    tp, pp = np.array(tp_pp).T
+    ones = np.ones_like(tp)
+    return Layout(tp, pp, ones, ones, ones)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("LLAMA3.1_8B", 8.03e9), ("QWEN3_32B", 32.8e9), ("LLAMA3.1_70B", 70.6e9)],
+)
+def test_weights_are_the_published_parameters(name, parameters):
+    found = weight_bytes(find_model(name), SIXTEEN_BIT, layout((1, 1), (8, 1), (1, 2)))
+    assert found[0] == pytest.approx(2 * parameters, rel=0.02)
+    assert found[1] == pytest.approx(2 * parameters / 8, rel=0.02)
+    # Two stages share the layers; the vocabulary's matrices are counted on each.
+    assert parameters < found[2] < 1.2 * parameters
+
+
+def test_kv_cache_of_a_token():
+    # Llama-3.1-8B: 32 layers x (K and V) x 8 heads x 128 x 2 bytes = 131,072 bytes.
+    model = find_model("LLAMA3.1_8B")
+    found = kv_cache_bytes_per_token(model, SIXTEEN_BIT, layout((1, 1), (8, 1), (16, 1)))
+    assert found.tolist() == [131072, 16384, 16384]  # 16 GPUs: one KV head on each of two
+    fp8 = Precision("fp8", "fp8", "fp8", "fp8")
+    assert kv_cache_bytes_per_token(model, fp8, layout((1, 1)))[0] == 65536
+
+
+@pytest.mark.parametrize(
+    ("rule", "fraction"), [("free", 0.9), ("total", 0.9)], ids=["trtllm", "vllm"]
+)
+def test_the_engines_own_rule_decides(rule, fraction):
+    """Llama-3.1-8B on one H100 of 80 GiB: the largest batch of 4,096 tokens each, by hand."""
+    system = load_system("h100_sxm")
+    rules = BackendRules(rule, fraction, chunked_prefill=False, step_tokens=(8192,))
+    batch = np.arange(1, 200)
+    memory = worker_memory(
+        find_model("LLAMA3.1_8B"),
+        SIXTEEN_BIT,
+        layout(*[(1, 1)] * len(batch)),
+        system,
+        rules,
+        ACTIVATIONS,
+        requests=batch,
+        request_tokens=4096,
+        step_tokens=np.full(len(batch), 1000),
+    )
+    # 2 x 1000 tokens x 32 heads x 128 x 11 = 90.1 MB of activations; 3.5 GiB runtime, no NCCL.
+    weights = 2 * (8.030e9 - 65 * 4096)  # norms are not counted
+    other = weights + 2 * 1000 * 4096 * 11 + 3.5 * 2**30
+    cache = 131072 * 4096
+    room = (80 * 2**30 - other) * 0.9 if rule == "free" else 0.9 * 80 * 2**30 - other
+    assert (memory.total <= memory.limit).sum() == int(room // cache)
+
+
+def test_weights_larger_than_the_gpu_never_fit():
+    rules = BackendRules("free", 0.9, chunked_prefill=False, step_tokens=(8192,))
+    memory = worker_memory(
+        find_model("LLAMA3.1_405B"),
+        SIXTEEN_BIT,
+        layout((1, 1)),
+        load_system("h100_sxm"),
+        rules,
+        ACTIVATIONS,
+        requests=np.array([1]),
+        request_tokens=1,
+        step_tokens=np.array([1]),
+    )
+    assert memory.total[0] > memory.limit[0]
