@@ -34,5 +34,5 @@ rule all:
 
 
 onsuccess:
-    if ANSWER.report.exists():
+    if ANSWER.report.exists() and ANSWER.report.stat().st_mtime >= STARTED:
         print(ANSWER.report.read_text(encoding="utf-8"), flush=True)

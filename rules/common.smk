@@ -6,6 +6,7 @@ Outputs: none; a mistake in the experiments ends Snakemake here, in one sentence
 
 import re
 import sys
+import time
 from pathlib import Path
 
 from paretoserve import provenance
@@ -17,6 +18,7 @@ from paretoserve.experiments.resolving import resolve_all
 from paretoserve.paths import RunPaths, WorkPaths, benchmark_file, log_file
 from paretoserve.perfdb.catalogue import Catalogue
 
+STARTED = time.time()
 KEYS = ("experiments", "results", "wheels")
 STAGES = ("enumerate_candidates", "estimate", "pareto", "generate", "compare")
 

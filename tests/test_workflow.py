@@ -25,7 +25,7 @@ FROM_PARETO = {"pareto": 1, "generate": 2, "compare": 1, "all": 1}
 FROM_ESTIMATE = {"estimate": 1, **FROM_PARETO}
 STAGES = ("enumerate_candidates", "estimate", "pareto", "generate", "compare")
 
-# Python starts with this in the copy: it notes each data file that is opened for reading.
+# Python starts with this in the copy: it notes each data file that is opened, and by which process.
 NOTE_READS = """
 import os, sys
 def note(event, arguments):
@@ -33,7 +33,7 @@ def note(event, arguments):
         path = os.path.abspath(arguments[0])
         if path.startswith((ROOT + "/config/", ROOT + "/perf_db/")):
             descriptor = os.open(os.environ["NOTE_READS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.write(descriptor, (path + "\\n").encode())
+            os.write(descriptor, f"{os.getpid()} {path}\\n".encode())
             os.close(descriptor)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.addaudithook(note)
@@ -101,6 +101,11 @@ def plan_names(results: Path) -> tuple[Path, Path]:
     [work] = (results / "work").iterdir()
     [run] = results.glob("QWEN3_32B_isl3000_osl512_ttft1000_tpot10_*")
     return work, run
+
+
+def reads(root: Path) -> list[tuple[str, str]]:
+    """Process and data file of each time that the first run opened one."""
+    return [tuple(line.split(" ", 1)) for line in (root / "reads").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +205,11 @@ def test_parquet_has_its_schema_and_says_what_it_was_made_from(repository, answe
             assert re.fullmatch("[0-9a-f]{16}", metadata[f"paretoserve.{name}"]), (file, name)
 
 
+def test_jobs_are_threads_of_one_process(repository, answered):
+    readers = {process for process, path in reads(repository.root) if path.endswith(".parquet")}
+    assert len(readers) == 1
+
+
 def test_second_run_has_nothing_to_do(repository, answered):
     done = repository.snakemake()
     assert done.returncode == 0
@@ -272,7 +282,7 @@ def test_moved_dates_run_nothing(repository, answered):
 def test_digests_cover_every_file_that_was_read(repository, answered):
     """Files that jobs read must be in a digest, or the plan must hold what they say."""
     copy = repository.root
-    read = {str(Path(line).relative_to(copy)) for line in (copy / "reads").read_text().split()}
+    read = {str(Path(path).relative_to(copy)) for _, path in reads(copy)}
     engines = {("h200_sxm", "trtllm", "1.0.0rc3"), ("h200_sxm", "nccl")}
     in_digest = {
         str(Path("perf_db") / entry["path"])
@@ -388,3 +398,18 @@ def test_works_from_another_folder(repository, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert jobs(done.stdout + done.stderr) == FIRST_RUN
+
+
+def test_every_key_is_explained():
+    explained = (paths.CONFIG / "README.md").read_text()
+    schema = yaml.safe_load(paths.EXPERIMENT_SCHEMA.read_text())
+
+    def keys(part) -> set[str]:
+        if not isinstance(part, dict):
+            return set()
+        named = set(part.get("properties", ()))
+        return named.union(*(keys(value) for value in part.values()))
+
+    named = keys(schema) | set(yaml.safe_load((paths.CONFIG / "config.yaml").read_text()))
+    assert len(named) > 40
+    assert [name for name in sorted(named - {"exps"}) if f"`{name}`" not in explained] == []

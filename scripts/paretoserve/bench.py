@@ -6,7 +6,6 @@ make bench PEER=/path/to/bin/aiconfigurator  also the peer's answer to the same 
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,8 @@ QUESTION = (
     "cli default --model QWEN3_32B --total_gpus 32 --system h200_sxm "
     "--ttft 1000 --tpot 10 --isl 3000 --osl 512"
 )
-PEER_QUESTION = QUESTION.replace("QWEN3_32B", "Qwen/Qwen3-32B")
+# The peer's later releases know the model by its Hugging Face id and spell flags with dashes.
+PEER_QUESTION = QUESTION.replace("QWEN3_32B", "Qwen/Qwen3-32B").replace("total_gpus", "total-gpus")
 
 Errors = Iterable[tuple[np.ndarray, np.ndarray]]
 
@@ -41,7 +41,7 @@ Errors = Iterable[tuple[np.ndarray, np.ndarray]]
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", help="executable of another planner with the guide's flags")
+    parser.add_argument("--peer", help="Python interpreter that has aiconfigurator installed")
     parser.add_argument("--runs", type=int, default=5, help="repeats of each timed command")
     arguments = parser.parse_args()
     print(f"cores: {os.cpu_count()}, python {sys.version.split()[0]}, numpy {np.__version__}\n")
@@ -85,7 +85,7 @@ def _speed(peer: str | None, runs: int) -> str:
     table = PrettyTable(["the guide's example", "median s", "min s", "max s"], align="r")
     table.align["the guide's example"] = "l"
     table.title = QUESTION.removeprefix("cli default ")
-    own = shutil.which("paretoserve", path=str(Path(sys.executable).parent))
+    own = _beside(sys.executable, "paretoserve")
     timed = {
         "stages in a running process, files written": _times(_stages, runs),
         "whole process, report only": _times(lambda: _run([own, *QUESTION.split()]), runs),
@@ -96,7 +96,7 @@ def _speed(peer: str | None, runs: int) -> str:
     }
     if peer:
         timed["the peer's whole process"] = _times(
-            lambda: _run([peer, *PEER_QUESTION.split()]), max(runs // 2, 1)
+            lambda: _run([_beside(peer, "aiconfigurator"), *PEER_QUESTION.split()]), runs
         )
     for name, seconds in timed.items():
         table.add_row([name, *(f"{f(seconds):.2f}" for f in (statistics.median, min, max))])
@@ -107,6 +107,11 @@ def _speed(peer: str | None, runs: int) -> str:
         )
         lines.append(f"the peer takes {ratio:.0f} times our whole process (medians)")
     return "\n".join(lines)
+
+
+def _beside(interpreter: str, command: str) -> str:
+    """Path of a command that is installed with an interpreter."""
+    return str(Path(interpreter).with_name(command))
 
 
 def _times(call: Callable[[], object], runs: int) -> list[float]:

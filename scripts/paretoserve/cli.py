@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return MACHINE_ERROR
     except OSError as error:
-        where = error.filename or arguments.save_dir or "standard output"
+        # Results are built in a hidden folder, whose files mean nothing to the user.
+        file = arguments.save_dir or error.filename
+        where = file if error.filename else "standard output"
         return _fail(f"{where}: {error.strerror or error}", MACHINE_ERROR, arguments.debug)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -43,6 +43,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(stream)
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say where it is
         raise

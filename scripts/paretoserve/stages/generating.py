@@ -3,6 +3,7 @@
 import shutil
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from paretoserve.deploy.generator_config import generator_config
@@ -17,15 +18,17 @@ def generate(
     experiment: Experiment, frontier: pa.Table, best: pa.Table, folder: ExperimentPaths
 ) -> None:
     """Write CSV files, the resolved experiment, and a folder per best configuration."""
+    frontier, best = (
+        table.filter(pc.equal(table["experiment"], experiment.name)) for table in (frontier, best)
+    )
     for stale in folder.folder.glob(folder.top("*").name):
         shutil.rmtree(stale)
     write_text(folder.best_csv, best_csv(experiment, best))
     write_text(folder.pareto_csv, pareto_csv(experiment, frontier))
     write_text(folder.config, _yaml({experiment.name: fields_of(experiment)}))
     for row in best.to_pylist():
-        if row["experiment"] == experiment.name:
-            text = _yaml(generator_config(experiment, row))
-            write_text(folder.generator_config(row["rank"]), text)
+        text = _yaml(generator_config(experiment, row))
+        write_text(folder.generator_config(row["rank"]), text)
 
 
 def _yaml(content: dict[str, object]) -> str:
