@@ -4,6 +4,7 @@ Inputs:  the experiment file that `config["experiments"]` names
 Outputs: none; a mistake in the experiments ends Snakemake here, in one sentence, before any job
 """
 
+import os
 import re
 import sys
 import time
@@ -33,6 +34,10 @@ def checked_config():
             )
         if not isinstance(value, str) or not value:
             raise InputError(f"configuration: {key} is {value!r}, it must be a path")
+    results = Path(config["results"])
+    nearest = next(place for place in (results, *results.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"configuration: results: no folder can be made at '{results}'")
     return config
 
 

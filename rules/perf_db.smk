@@ -16,11 +16,13 @@ from pathlib import Path
 from paretoserve import paths
 
 _RESULTS = Path(config.get("results", "results"))
+_WHEELS = Path(config.get("wheels", "wheels"))
 
 
 rule import_perf_db:
     input:
-        wheels=sorted(Path(config.get("wheels", "wheels")).glob("*.whl")),
+        # A folder without wheels is asked for one by name, so that Snakemake says what is missing.
+        wheels=sorted(_WHEELS.glob("*.whl")) or _WHEELS / "aiconfigurator-0.4.0-py3-none-any.whl",
     output:
         receipt=paths.import_receipt(_RESULTS),
     log:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import jsonschema
@@ -76,6 +77,10 @@ class Catalogue:
             "kvcache_quant_mode": attention,
             "fmha_quant_mode": fmha,
         }
+
+    def attention_modes(self, system, backend, version, head_dim, window):
+        modes = self.quant_modes(system, backend, version)
+        return list(product(modes["kvcache_quant_mode"], modes["fmha_quant_mode"]))
 
 
 def resolve(**fields) -> Experiment:

@@ -13,10 +13,10 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from paretoserve import __version__, paths
-from paretoserve.errors import InputError
+from paretoserve.errors import InputError, did_you_mean
 from paretoserve.experiments.loading import (
     COMMAND_LINE,
     RawExperiment,
@@ -48,7 +48,12 @@ TYPES = {"integer": int, "number": float, "string": str}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (`EXIT_CODES` explains it)."""
-    arguments = _parser().parse_args(_guide_spelling(sys.argv[1:] if argv is None else argv))
+    parser = _parser()
+    spelt = _guide_spelling(sys.argv[1:] if argv is None else argv)
+    arguments, unknown = parser.parse_known_args(spelt)
+    if unknown:
+        flags = [f"--{name}" for name in vars(arguments)]
+        parser.error(f"unknown argument {unknown[0]}{did_you_mean(unknown[0], flags)}")
     try:
         return _answer(arguments.experiments(arguments), arguments.save_dir)
     except InputError as error:
@@ -142,9 +147,16 @@ def _guide_spelling(argv: Sequence[str]) -> list[str]:
     return [spelt(argument) if argument.startswith("--") else argument for argument in argv]
 
 
+class _OneSentence(argparse.ArgumentParser):
+    """Says what is wrong with the flags as it says what is wrong with their values."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_fail(f"{message}; see {self.prog} -h", INPUT_ERROR, debug=False))
+
+
 def _parser() -> argparse.ArgumentParser:
     invoked = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(
+    parser = _OneSentence(
         prog="paretoserve" if invoked == "__main__" else invoked,
         description="Plan LLM serving deployments from measured operator latencies.",
         allow_abbrev=False,
@@ -187,13 +199,19 @@ def _add_mode(modes: Any, name: str, summary: str) -> argparse.ArgumentParser:
 def _add_shared(mode: argparse.ArgumentParser) -> None:
     mode.add_argument(
         "--save_dir",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="Write the results into a new folder of DIR. Default: write nothing.",
     )
     mode.add_argument(
         "--debug", action="store_true", help="With an error, also show where it was raised."
     )
+
+
+def _folder(name: str) -> Path:
+    if not name:
+        raise argparse.ArgumentTypeError("must name a folder")
+    return Path(name)
 
 
 def _add_field(mode: argparse.ArgumentParser, field: str, flag: str) -> None:

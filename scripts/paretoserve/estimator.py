@@ -101,10 +101,11 @@ def step_latency(
     for name, latency in _operators(model, precision, layout, step, kernels):
         priced.setdefault(name, []).append(latency)
     reasons = np.full(len(layout.tp), "", object)
-    for latencies in priced.values():
+    for name, latencies in priced.items():
         for latency in latencies:
             for mask, sentence in latency.reasons:
                 reasons[mask] = sentence
+            reasons[~np.isfinite(latency.ms) & (reasons == "")] = f"{name} has no finite latency"
     return StepLatency(
         operators=tuple(priced),
         ms=np.stack([sum(x.ms for x in same) for same in priced.values()], axis=1),

@@ -224,14 +224,17 @@ class SiteTable:
         self._log_ratio = np.log(values / trend)
         known = np.isfinite(values)
         self.provenance = np.where(known, MEASURED, INTERPOLATED).astype(np.int8)
-        self.values = values if known.all() else self._filled()
+        self.values = values if known.all() else self._filled(~known)
 
-    def predict(self, exclude_self: np.ndarray | None, at: np.ndarray) -> np.ndarray:
+    def predict(
+        self, exclude_self: np.ndarray | None, at: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Log ratio to trend, (Q, M), of sites at the coordinates `at` (Q, D) from measured ones.
 
         Local linear regression over the nearest sites with tricube weights (Cleveland 1979), a
         slight ridge on the slopes for neighbours that lie on a line. `exclude_self` (Q,) is the
-        index of a site that must not be its own neighbour.
+        index of a site that must not be its own neighbour. Where no neighbour has a point, the
+        nearest predicted ratio along the curve is held; the second array is False there.
         """
         distance = np.linalg.norm(at[:, None, :] - self.sites[None, :, :], axis=2)
         if exclude_self is not None:
@@ -249,27 +252,29 @@ class SiteTable:
         left += np.diag([1e-9] + [0.02] * offset.shape[2])
         right = np.einsum("qjm,qja->qma", w * np.where(known, ratio, 0.0), design)
         fitted = np.linalg.solve(left, right[..., None])[..., 0, 0]
-        return np.where(known.any(axis=1), fitted, np.nan)
+        supported = known.any(axis=1)
+        return _held(fitted, supported), supported
 
     def held_out_points(self) -> tuple[np.ndarray, np.ndarray]:
         """Predict each interior point of each curve from the others; (predicted, measured) ms."""
-        predicted = np.exp(self._between_points(np.arange(len(self.sites)))) * self._trend
+        predicted = np.exp(self._between_points(np.arange(len(self.sites)))[0]) * self._trend
         both = np.isfinite(predicted) & np.isfinite(self._measured)
         both[:, [0, -1]] = False
         return predicted[both], self._measured[both]
 
     def held_out_sites(self) -> tuple[np.ndarray, np.ndarray]:
         """Predict each whole curve from the other sites; (predicted, measured) in ms."""
-        predicted = np.exp(self.predict(np.arange(len(self.sites)), self.sites)) * self._trend
+        everyone = np.arange(len(self.sites))
+        predicted = np.exp(self.predict(everyone, self.sites)[0]) * self._trend
         both = np.isfinite(predicted) & np.isfinite(self._measured)
         return predicted[both], self._measured[both]
 
     def curves(self, at: np.ndarray, trend: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whole curves of unmeasured sites `at` (Q, D) with `trend` (Q, M): (ms, provenance)."""
-        ms = np.exp(self.predict(None, at)) * trend
+        ratio, supported = self.predict(None, at)
         beyond = ((at < self.sites.min(axis=0)) | (at > self.sites.max(axis=0))).any(axis=1)
-        code = np.where(beyond, EXTRAPOLATED, INTERPOLATED).astype(np.int8)
-        return ms, np.broadcast_to(code[:, None], ms.shape)
+        code = np.where(beyond[:, None] | ~supported, EXTRAPOLATED, INTERPOLATED).astype(np.int8)
+        return np.exp(ratio) * trend, code
 
     def along(
         self,
@@ -301,9 +306,12 @@ class SiteTable:
             code = np.where(outside, EXTRAPOLATED, code)
         return Latency(value, code)
 
-    def _between_points(self, row: np.ndarray) -> np.ndarray:
-        """Log ratio to trend of the curves `row`: the neighbours' shape, raised to their level."""
-        shape = self.predict(row, self.sites[row])
+    def _between_points(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log ratio to trend of the curves `row`: the neighbours' shape, raised to their level.
+
+        The second array is False where no neighbour has a point.
+        """
+        shape, supported = self.predict(row, self.sites[row])
         deviation = (self._log_ratio[row] - shape).T
         low, high = _nearest_known(np.isfinite(deviation))
         has_low, has_high = low >= 0, high < len(self.axis)
@@ -315,14 +323,14 @@ class SiteTable:
         own = blend(
             take(deviation, low, 0), take(deviation, high, 0), position[low], here, position[high]
         )
-        return shape + self.own_gain * own.T
+        return shape + self.own_gain * own.T, supported
 
-    def _filled(self) -> np.ndarray:
-        holes = np.isnan(self._measured)
+    def _filled(self, holes: np.ndarray) -> np.ndarray:
         row = np.flatnonzero(holes.any(axis=1))
         values = self._measured.copy()
-        guess = np.exp(self._between_points(row)) * self._trend[row]
-        values[row] = np.where(holes[row], guess, values[row])
+        ratio, supported = self._between_points(row)
+        values[row] = np.where(holes[row], np.exp(ratio) * self._trend[row], values[row])
+        self.provenance[row] = np.where(holes[row] & ~supported, EXTRAPOLATED, self.provenance[row])
         return values
 
 
@@ -359,6 +367,14 @@ def _nearest_known(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     after = np.minimum.accumulate(np.where(known, index, size)[::-1], axis=0)[::-1]
     edge = np.full((1, *known.shape[1:]), -1)
     return np.concatenate([edge, before[:-1]]), np.concatenate([after[1:], edge * 0 + size])
+
+
+def _held(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Replace unknown cells of each row by the nearest known one before them, else after them."""
+    before, after = _nearest_known(known.T)
+    here = np.arange(values.shape[1])[:, None]
+    source = np.where(known.T, here, np.where(before >= 0, before, after))
+    return np.take_along_axis(values, np.minimum(source, len(here) - 1).T, axis=1)
 
 
 def _extend(values: np.ndarray, trend: np.ndarray, axis: int) -> np.ndarray:

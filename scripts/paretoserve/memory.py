@@ -4,7 +4,7 @@ weights      the parameters of this GPU's shard; embeddings and vocabulary proje
              over tp, layers over tp and pp
 kv_cache     2 (K and V) x KV heads of this GPU x head_dim x layers x bytes per token and request.
              Pipeline stages hold 1/pp of the layers but pp batches are in flight: pp cancels out
-activations  of the largest pass, an empirical multiple of the hidden state (config/estimation.yaml)
+activations  of the largest pass, a multiple of all heads' output (config/estimation.yaml)
 buffers      collective library and runtime (system file)
 
 It fits when the KV cache stays within the engine's own rule (config/backends.yaml): a fraction of

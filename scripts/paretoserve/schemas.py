@@ -102,11 +102,13 @@ STATUS = pa.schema(
         "serving_mode": _NAME,
         "status": _NAME,
         "reason": pa.string(),
+        "missing_table": pa.string(),
         **{
             name: pa.int32()
             for name in (
                 "candidates",
                 "out_of_memory",
+                "no_table",
                 "estimated",
                 "meets_ttft",
                 "meets_sla",

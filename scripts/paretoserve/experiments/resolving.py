@@ -13,7 +13,7 @@ from paretoserve.experiments.experiment import Experiment, Replica, Tuning, Work
 from paretoserve.experiments.loading import RawExperiment
 from paretoserve.experiments.schema import raise_all
 from paretoserve.models.catalog import find_model
-from paretoserve.models.dimensions import Model
+from paretoserve.models.dimensions import GQA, Model
 
 Config = dict[str, Any]
 
@@ -65,6 +65,11 @@ class Catalogue(Protocol):
 
     def quant_modes(self, system: str, backend: str, version: str) -> Mapping[str, Collection[str]]:
         """Modes with measured tables, by field (gemm_quant_mode, ...); absent: any mode."""
+
+    def attention_modes(
+        self, system: str, backend: str, version: str, head_dim: int, window: int
+    ) -> Collection[tuple[str, str]]:
+        """Pairs of KV cache and prefill precision measured for this shape of attention."""
 
 
 def resolve_all(raws: Iterable[RawExperiment], catalogue: Catalogue) -> tuple[Experiment, ...]:
@@ -275,6 +280,8 @@ def _replica(raw: RawExperiment, fields: Config, config: Config) -> Replica:
             total_gpus = int(fields["total_gpus"])
             limit = min(largest or total_gpus, total_gpus)
             sizes += tuple(range(sizes[-1] + step, limit + 1, step))
+            if limit == total_gpus:  # the whole cluster may be one replica, whatever its size
+                sizes = tuple(sorted({*sizes, total_gpus}))
         if largest and min(sizes) > largest:
             raise InputError(
                 f"{raw.where(field)}: got {list(sizes)}, all above max_gpu_per_replica {largest}"
@@ -301,13 +308,18 @@ def _worker(
     worker = config[section]
     backend = fields["backend_name"]
     version = _version(raw, role, fields, system, catalogue)
-    measured = catalogue.quant_modes(system, backend, version)
+    measured = {**catalogue.quant_modes(system, backend, version)}
+    pairs = _attention_pairs(model, system, backend, version, catalogue)
     modes: dict[str, str] = {}
     for field in QUANT_MODES:
         if field == "moe_quant_mode" and not model.is_moe:
             modes[field] = modes["gemm_quant_mode"]
             continue
-        wanted = _wanted_modes(field, worker, model, catalogue.sm_version(system))
+        if pairs is not None and field == "kvcache_quant_mode":
+            measured[field] = {kv for kv, _ in pairs}
+        if pairs is not None and field == "fmha_quant_mode":
+            measured[field] = {fmha for kv, fmha in pairs if kv == modes["kvcache_quant_mode"]}
+        wanted = _wanted_modes(field, worker, model, backend, catalogue.sm_version(system))
         available = measured.get(field, wanted)
         mode = next((mode for mode in wanted if mode in available), None)
         if mode is None:
@@ -350,7 +362,25 @@ def _version(
     return fields[field]
 
 
-def _wanted_modes(field: str, worker: Config, model: Model, sm_version: int) -> list[str]:
+def _attention_pairs(
+    model: Model, system: str, backend: str, version: str, catalogue: Catalogue
+) -> set[tuple[str, str]] | None:
+    """KV cache and prefill precisions measured for every shape of the model's attention.
+
+    None where no layer has attention that is measured by shape.
+    """
+    shapes = {
+        (layer.attention.head_dim, layer.attention.window)
+        for _, layer in model.layers
+        if isinstance(layer.attention, GQA)
+    }
+    found = [set(catalogue.attention_modes(system, backend, version, *shape)) for shape in shapes]
+    return set.intersection(*found) if found else None
+
+
+def _wanted_modes(
+    field: str, worker: Config, model: Model, backend: str, sm_version: int
+) -> list[str]:
     """Return the modes to choose from, the most wanted first."""
     if field in worker:
         return ["float16" if worker[field] == "bfloat16" else worker[field]]
@@ -358,7 +388,7 @@ def _wanted_modes(field: str, worker: Config, model: Model, sm_version: int) -> 
         return [model.checkpoint_quant_mode]
     defaults = _defaults()
     generation = next(entry for entry in defaults["quant_modes"] if sm_version >= entry["sm"])
-    per_tensor = model.architecture in defaults["per_tensor_fp8"]
+    per_tensor = {model.architecture, backend} & {*defaults["per_tensor_fp8"]}
     return [mode for mode in generation[field] if not (per_tensor and mode == "fp8_block")]
 
 

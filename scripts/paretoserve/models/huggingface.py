@@ -10,6 +10,9 @@ from paretoserve import paths
 from paretoserve.errors import InputError, did_you_mean
 from paretoserve.models.dimensions import GQA, MLA, DenseFFN, LayerSpec, Model, MoEFFN
 
+MOST_LAYERS = 10_000
+LARGEST = 10**7  # of any dimension: no vocabulary, width or number of layers comes near
+
 
 class Fields:
     """Fields of one configuration; a missing or wrong one is an InputError naming the file."""
@@ -25,8 +28,8 @@ class Fields:
             return default
         if value is None:
             raise InputError(f"{self.source}: field '{name}' is missing")
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise self.error(name, f"got {value!r}, must be an integer of at least {minimum}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= LARGEST:
+            raise self.error(name, f"got {value!r}, must be an integer from {minimum} to {LARGEST}")
         return value
 
     def typed(self, name: str, kind: type, default: Any) -> Any:
@@ -61,7 +64,10 @@ def parse_config(values: Mapping[str, Any], source: str, name: str) -> Model:
     fields = Fields(source, values)
     architecture = _architecture(fields)
     layer = LAYERS[architecture]
-    specs = [layer(fields, index) for index in range(fields.integer("num_hidden_layers"))]
+    count = fields.integer("num_hidden_layers")
+    if count > MOST_LAYERS:
+        raise fields.error("num_hidden_layers", f"got {count}, at most {MOST_LAYERS} are supported")
+    specs = [layer(fields, index) for index in range(count)]
     return Model(
         name=name,
         architecture=architecture,
@@ -104,6 +110,8 @@ def _gqa(fields: Fields, *, qkv_bias: bool, qk_norm: bool = False, window: int =
     if heads % kv_heads:
         raise fields.error("num_key_value_heads", f"{kv_heads} does not divide {heads} heads")
     head_dim = fields.integer("head_dim", default=fields.integer("hidden_size") // heads)
+    if not head_dim:
+        raise fields.error("num_attention_heads", f"{heads} is more than hidden_size")
     return GQA(
         heads=heads,
         kv_heads=kv_heads,

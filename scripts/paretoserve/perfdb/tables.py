@@ -49,6 +49,11 @@ class PerfTables:
             if name not in where
         }
 
+    def distinct(self, operator: str, columns: tuple[str, ...]) -> set[tuple]:
+        """Distinct combinations of some key columns."""
+        rows = self._open(operator).select(columns).group_by(columns).aggregate([])
+        return set(zip(*(rows[name].to_pylist() for name in columns), strict=True))
+
     def _open(self, operator: str) -> pa.Table:
         if operator not in self._tables:
             self._tables[operator] = manifest.read(self._file(operator))

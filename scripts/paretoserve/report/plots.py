@@ -36,7 +36,8 @@ def pareto_png(experiments: Sequence[Experiment], frontier: pa.Table, best: pa.T
         users, gpus = _points(frontier, experiment.name)
         if len(users) == 0:
             continue
-        axes.plot(users, gpus, line, color=color, marker=".", markersize=5, label=experiment.name)
+        # Steps, because nothing between two points was found: a slower user gets the next point.
+        axes.step(users, gpus, line, color=color, marker=".", markersize=5, label=experiment.name)
         at_user, at_gpu = _points(best.filter(pc.field("rank") == 1), experiment.name)
         if len(at_user):
             axes.plot(
@@ -65,7 +66,7 @@ def pareto_png(experiments: Sequence[Experiment], frontier: pa.Table, best: pa.T
     models = ", ".join(dict.fromkeys(label(e.model_name) for e in experiments))
     lengths = ", ".join(dict.fromkeys(f"ISL {e.isl}, OSL {e.osl}" for e in experiments))
     limits = ", ".join(dict.fromkeys(f"TTFT ≤ {e.ttft_ms:g} ms" for e in experiments))
-    sizes = ", ".join(dict.fromkeys(f"{e.total_gpus} GPUs" for e in experiments))
+    sizes = ", ".join(dict.fromkeys(f"{e.total_gpus} x {_systems(e)}" for e in experiments))
     axes.set_title(f"{models} Pareto frontier\n{sizes}, {lengths}, {limits}", fontsize=11)
     axes.set_xlabel("speed of one user (tokens/s/user)")
     axes.set_ylabel("throughput (tokens/s/gpu)")
@@ -77,6 +78,10 @@ def pareto_png(experiments: Sequence[Experiment], frontier: pa.Table, best: pa.T
     # The name of the drawing software, with its version, would be the only changing part.
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _systems(experiment: Experiment) -> str:
+    return " + ".join(dict.fromkeys(worker.system for worker in experiment.workers))
 
 
 def _points(table: pa.Table, experiment: str) -> tuple[object, object]:

@@ -118,7 +118,8 @@ def _question(experiments: Sequence[Experiment], width: int | None, style: _Styl
         "Model": lambda e: f"{e.model_name} (is_moe: {find_model(e.model_name).is_moe})",
         "Total GPUs": lambda e: f"{e.total_gpus}",
         "System": _hardware,
-        "ISL / OSL": lambda e: f"{e.isl} / {e.osl} tokens",
+        "Precision": _precision,
+        "ISL / OSL": _lengths,
         "SLA": lambda e: (
             f"TTFT <= {e.ttft_ms:g} ms, TPOT <= {e.tpot_ms:g} ms "
             f"(>= {1000 / e.tpot_ms:.4g} tokens/s/user)"
@@ -134,6 +135,22 @@ def _question(experiments: Sequence[Experiment], width: int | None, style: _Styl
 def _hardware(experiment: Experiment) -> str:
     used = (f"{w.system} ({w.backend} {w.version})" for w in experiment.workers)
     return " + ".join(dict.fromkeys(used))
+
+
+def _precision(experiment: Experiment) -> str:
+    used = (
+        f"{w.gemm_quant_mode} weights, {w.kvcache_quant_mode} KV cache, "
+        f"{w.fmha_quant_mode} attention"
+        for w in experiment.workers
+    )
+    return " + ".join(dict.fromkeys(used))
+
+
+def _lengths(experiment: Experiment) -> str:
+    most = find_model(experiment.model_name).max_position_embeddings
+    longer = experiment.isl + experiment.osl > most
+    note = f" (together more than the {most} positions of its configuration)" if longer else ""
+    return f"{experiment.isl} / {experiment.osl} tokens{note}"
 
 
 def _choice(winners: Sequence[Row], asked: int) -> str:
@@ -170,6 +187,11 @@ def _unanswered(status: pa.Table, width: int | None) -> str:
         _wrap(f"  No answer for {row['experiment']}: {row['reason']}", width)
         for row in status.to_pylist()
         if row["status"] != "ok"
+    ]
+    lines += [
+        _wrap(f"  Left out of {row['experiment']}, no table: {row['missing_table']}", width)
+        for row in status.to_pylist()
+        if row["status"] == "ok" and row["missing_table"]
     ]
     return "\n".join(lines)
 

@@ -74,14 +74,14 @@ def aggregated(
     mixed_time = steps.mixed * mixed_ms
     lifetime_ms = mixed_time + np.where(bound, 0, steps.lifetime - steps.mixed) * decode_ms
     own_ms = steps.chunks * mixed_ms
-    decode_steps = max(osl - 1, 1)
+    decode_steps = osl - 1
     tpot_ms = np.where(bound, mixed_ms, (lifetime_ms - own_ms) / decode_steps)
 
     utilisation = np.minimum(steps.mixed / steps.lifetime, prefill_scale)
     alone = steps.mixed <= steps.chunks
-    queue_ms = np.where(
-        alone, 0.0, mixed_ms / steps.prompts * utilisation / (2 * (1 - utilisation))
-    )
+    with np.errstate(divide="ignore"):  # never idle (scale 1): the queue has no end
+        queue_steps = utilisation / (2 * (1 - utilisation))
+    queue_ms = np.where(alone, 0.0, mixed_ms / steps.prompts * queue_steps)
     turn_ms = np.where(bound, (steps.mixed - steps.lifetime) * mixed_ms, 0.0)
     running_ms = np.where(alone, 0.0, lifetime_ms / steps.mixed.clip(steps.lifetime) / 2)
     ttft_ms = own_ms + running_ms + queue_ms + turn_ms

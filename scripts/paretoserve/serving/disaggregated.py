@@ -19,6 +19,8 @@ import numpy as np
 
 from paretoserve.hardware import System
 
+LARGEST_ARRAY = 4_000_000  # elements of one intermediate result of `match`
+
 
 @dataclass(frozen=True)
 class ReplicaRules:
@@ -86,8 +88,38 @@ def match(
     """For each decode candidate (D,), the best prefill candidate (P,) and shape (S,).
 
     Best is the cluster's highest rate within the ttft limit, or its lowest ttft (prefer="ttft").
-    `transfer_ms` is (P, S). Work is a (P, S, D) array.
+    `transfer_ms` is (P, S). Work is a (P, S, D) array, cut along D to bound its memory.
     """
+    most = max(LARGEST_ARRAY // max(transfer_ms.size, 1), 1)
+    parts = [
+        _match(
+            shapes,
+            prefill_ms,
+            prefill_seq_per_s,
+            transfer_ms,
+            decode_seq_per_s[start : start + most],
+            prefill_scale,
+            decode_scale,
+            ttft_limit_ms,
+            prefer,
+        )
+        for start in range(0, len(decode_seq_per_s), most)
+    ]
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return Matched(*map(np.concatenate, columns))
+
+
+def _match(
+    shapes: Shapes,
+    prefill_ms: np.ndarray,
+    prefill_seq_per_s: np.ndarray,
+    transfer_ms: np.ndarray,
+    decode_seq_per_s: np.ndarray,
+    prefill_scale: float,
+    decode_scale: float,
+    ttft_limit_ms: float,
+    prefer: str,
+) -> Matched:
     supply = prefill_scale * shapes.x[None, :, None] * prefill_seq_per_s[:, None, None]
     demand = decode_scale * shapes.y[None, :, None] * decode_seq_per_s[None, None, :]
     rate = np.minimum(supply, demand)

@@ -80,8 +80,10 @@ def _answer(
     candidates: Mapping[str, pa.Table],
     estimates: Mapping[str, pa.Table],
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    workers, counts = {}, {"candidates": 0, "out_of_memory": 0, "estimated": 0}
+    workers = {}
+    counts = dict.fromkeys(("candidates", "out_of_memory", "no_table", "estimated"), 0)
     trouble: tuple[str, str] | None = None
+    missing_table = ""
     for work in works(experiment):
         group, role = group_of_work[work.id], work.worker.role
         tried = candidates[group].filter(pc.equal(candidates[group]["work_id"], work.id))
@@ -89,13 +91,17 @@ def _answer(
         workers[role] = _worker(priced, experiment.total_gpus)
         counts["candidates"] += tried.num_rows
         counts["out_of_memory"] += pc.sum(pc.equal(tried["reason"], "out of memory")).as_py() or 0
+        unpriced = priced.filter(pc.not_equal(priced["reason"], ""))
+        counts["no_table"] += unpriced.num_rows
         counts["estimated"] += len(workers[role])
+        if unpriced.num_rows:
+            missing_table = missing_table or unpriced["reason"][0].as_py()
         if not len(workers[role]):
             trouble = trouble or _why_no_worker(role, tried, priced, experiment.total_gpus)
 
-    nothing = schemas.DEPLOYMENTS.empty_table()
     if trouble:
-        return nothing, nothing, _status(experiment, *trouble, counts, None)
+        nothing = schemas.DEPLOYMENTS.empty_table()
+        return nothing, nothing, _status(experiment, *trouble, missing_table, counts, None)
     serve = _aggregated if experiment.serving_mode == "agg" else _disaggregated
     within = serve(experiment, workers, experiment.ttft_ms)
     speed, throughput = 1e3 / within.tpot_ms, within.request_rate_per_s
@@ -107,7 +113,7 @@ def _answer(
     return (
         _table(experiment, workers, within, on_frontier, np.arange(len(on_frontier))),
         _table(experiment, workers, within, best, np.arange(len(best)) + 1),
-        _status(experiment, status, reason, counts, within),
+        _status(experiment, status, reason, missing_table, counts, within),
     )
 
 
@@ -166,7 +172,7 @@ def _disaggregated(
     """For every decode candidate the prefill candidate and xPyD that suit the cluster best."""
     prefill, decode, tuning = workers["prefill"], workers["decode"], experiment.tuning
     prefill_rate = 1e3 * prefill["batch_size"] / prefill["prefill_step_ms"] * prefill.ranks
-    decode_steps = max(experiment.osl - 1, 1)
+    decode_steps = experiment.osl - 1
     decode_rate = (
         1e3 * decode["batch_size"] / decode["decode_step_ms"] / decode_steps * decode.ranks
     )
@@ -320,6 +326,7 @@ def _status(
     experiment: Experiment,
     status: str,
     reason: str,
+    missing_table: str,
     counts: Mapping[str, int],
     within_ttft: Deployments | None,
 ) -> pa.Table:
@@ -330,6 +337,7 @@ def _status(
         "serving_mode": [experiment.serving_mode],
         "status": [status],
         "reason": [reason],
+        "missing_table": [missing_table],
         **{name: [value] for name, value in counts.items()},
         "meets_ttft": [meets],
         "meets_sla": [both],
@@ -364,16 +372,20 @@ def _why_none_fits(role: str, tried: pa.Table, priced: pa.Table, total_gpus: int
             f"and may take {limit:.1f} GiB; allow more GPUs per worker or a lower precision"
         )
     refused = pc.unique(tried["reason"]).to_pylist()
-    listed = "; ".join(refused) if refused else "the lists allow no layout"
+    listed = "; ".join(refused) or "no product of its lists is in num_gpu_per_worker"
     return f"no {role} worker layout is possible: {listed}"
 
 
 def _binding(experiment: Experiment, serve, workers: Mapping[str, Worker]) -> str:
-    """Which limit leaves nothing, and the smallest relaxation of one limit that would help."""
+    """Which limit leaves nothing, and the smallest relaxation that would help.
+
+    Of one limit if that is enough, else of both to what one deployment reaches.
+    """
     everything = serve(experiment, workers, np.inf)
     if not len(everything):
         return (
-            f"no replica of these workers fits {experiment.total_gpus} GPUs and the replica_config"
+            f"no replica of these workers fits the {experiment.total_gpus} of total_gpus and "
+            "the sizes of replica_config"
         )
     if experiment.serving_mode == "disagg":
         quickest = _disaggregated(experiment, workers, np.inf, prefer="ttft")
@@ -395,10 +407,12 @@ def _binding(experiment: Experiment, serve, workers: Mapping[str, Worker]) -> st
             f"{name} {limit:g} ms binds: with {other} within {other_limit:g} ms the lowest "
             f"{name} is {needed:.2f} ms; raise {name} to {_rounded_up(needed):g} ms"
         )
+    nearest = np.argmin(np.maximum(quickest.ttft_ms / ttft_limit, quickest.tpot_ms / tpot_limit))
+    ttft, tpot = float(quickest.ttft_ms[nearest]), float(quickest.tpot_ms[nearest])
     return (
-        f"both limits bind: the lowest ttft is {quickest.ttft_ms.min():.2f} ms (limit "
-        f"{ttft_limit:g}) and the lowest tpot {quickest.tpot_ms.min():.2f} ms (limit "
-        f"{tpot_limit:g}); raise both"
+        f"ttft {ttft_limit:g} ms and tpot {tpot_limit:g} ms both bind: the nearest deployment has "
+        f"{ttft:.2f} and {tpot:.2f} ms; raise ttft to {_rounded_up(ttft):g} ms and tpot to "
+        f"{_rounded_up(tpot):g} ms"
     )
 
 

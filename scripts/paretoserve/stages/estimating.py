@@ -101,8 +101,8 @@ def _price(work: Work, candidates: pa.Table, kernels: Kernels) -> dict[str, Step
 
 def _strides(steps: int, most: int) -> np.ndarray:
     """Middles of at most `most` equal strides over decode steps 0 .. steps - 1."""
-    count = int(np.clip(steps, 1, most))
-    return (np.arange(count) + 0.5) / count * max(steps, 1) - 0.5
+    count = min(steps, most)
+    return (np.arange(count) + 0.5) / count * steps - 0.5
 
 
 def _layout(candidates: pa.Table) -> Layout:
@@ -110,10 +110,10 @@ def _layout(candidates: pa.Table) -> Layout:
 
 
 def _kv_bytes(work: Work, candidates: pa.Table) -> np.ndarray:
-    per_token = kv_cache_bytes_per_token(
-        find_model(work.model_name), precision_of(work), _layout(candidates)
-    )
-    return np.asarray(per_token, float) * work.isl
+    """Of one prompt on one GPU, which holds the layers of its pipeline stage."""
+    layout = _layout(candidates)
+    per_token = kv_cache_bytes_per_token(find_model(work.model_name), precision_of(work), layout)
+    return per_token * work.isl / layout.pp
 
 
 def _shares(steps: dict[str, StepLatency]) -> dict[str, np.ndarray]:
