@@ -39,6 +39,7 @@ class Experts:
     dispatched_bytes: dict[str, float]
     dispatched_dtypes: dict[str, tuple[str, ...]]
     gathered_bytes: dict[str, dict[str, float]]
+    shape_neighbours: int
     tokens_beyond: tuple[int, ...]
 
 

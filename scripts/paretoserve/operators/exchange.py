@@ -69,7 +69,8 @@ class Exchange:
                 continue  # only some exchanges have to be prepared
             if "dtype" in rows:
                 rows = select(rows, rows["dtype"] == self._message(rows["dtype"], way, rate))
-            tables.append(ShapeTables(rows, SHAPE, (1, 1, 1), self._grid, self._trend_of(width)))
+            neighbours, trend = self._settings.shape_neighbours, self._trend_of(width)
+            tables.append(ShapeTables(rows, SHAPE, (1, 1, 1), neighbours, self._grid, trend))
         return self._tables.releases(source.table)[0], tables
 
     def _message(self, measured: np.ndarray, way: str, rate: str) -> str:

@@ -68,13 +68,9 @@ class Experts:
         same = self._release == self._tables.version
         return found if same else found.scaled(1.0, EXTRAPOLATED)
 
-    def grid(self, dtype: str, distribution: str, shape: tuple[int, ...]) -> GridTable:
-        """The curve of one measured shape (SHAPE), for held-out checks."""
-        return self._shapes(dtype, distribution).grid(shape)
-
-    def shapes(self, dtype: str, distribution: str) -> list[tuple[int, ...]]:
-        """All measured shapes (SHAPE)."""
-        return [tuple(shape) for shape in self._shapes(dtype, distribution).shapes.tolist()]
+    def tables(self, dtype: str, distribution: str) -> ShapeTables:
+        """The curves of one precision, by SHAPE, for held-out checks."""
+        return self._shapes(dtype, distribution)
 
     def _load(self, dtype: str, distribution: str) -> ShapeTables:
         rows = self._tables.rows(self._operator, release=self._release, dtype=dtype)
@@ -88,6 +84,7 @@ class Experts:
             SHAPE,
             # The number of GPUs of an even split changes the curve less than another model does.
             (4, 4, 4, 4, 1, 1),
+            self._settings.shape_neighbours,
             self._grid,
             lambda *shape: self._trend(dtype, *shape),
         )
@@ -127,8 +124,14 @@ class Experts:
 
 
 def nearest(wanted: str, measured: Collection[str]) -> str:
-    """The distribution of `measured` that is closest to `wanted`: by balancing, then exponent."""
+    """The distribution of `measured` that is closest to `wanted`.
+
+    With a load balancer (_eplb) or without, as wanted, then by exponent. Where no load balancer was
+    measured, an even spread is what it comes closest to.
+    """
     balanced, exponent = _skew(wanted)
+    if balanced and not any(_skew(name)[0] for name in measured):
+        balanced, exponent = False, 0.0
 
     def distance(name: str) -> tuple[bool, float, str]:
         other = _skew(name)

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from paretoserve.interpolation import EXTRAPOLATED, GridTable, Latency, Trend
+from paretoserve.interpolation import EXTRAPOLATED, GridTable, Latency, Trend, local_fit
 
 Rows = dict[str, np.ndarray]
 
@@ -46,13 +46,17 @@ def select(rows: Rows, mask: np.ndarray) -> Rows:
 
 
 class ShapeTables:
-    """One grid per measured shape. A shape nobody measured takes the nearest one's ratio to trend.
+    """One grid per measured shape.
+
+    A shape that nobody measured follows its own trend, at a ratio fitted to the ratios of the
+    nearest shapes at the same query.
 
     Parameters
     ----------
     rows : measured rows
     shape : columns that make a shape
     weights : how much a factor of two in each of them counts as distance
+    neighbours : how many shapes the ratio is fitted to
     grid : grid(rows of one shape, its trend) -> GridTable
     trend : trend(*shape) -> Trend
     """
@@ -62,6 +66,7 @@ class ShapeTables:
         rows: Rows,
         shape: Sequence[str],
         weights: Sequence[float],
+        neighbours: int,
         grid: Callable[[Rows, Trend], GridTable],
         trend: Callable[..., Trend],
     ):
@@ -74,7 +79,7 @@ class ShapeTables:
         ends = np.cumsum(np.bincount(of_row.ravel()))
         self._rows, self._members = rows, np.split(order, ends[:-1])
         self._index = {tuple(key): i for i, key in enumerate(self.shapes.tolist())}
-        self._weights = np.asarray(weights)
+        self._weights, self._neighbours = np.asarray(weights), neighbours
         self._grid, self._trend = grid, trend
         self.grid = cache(self._load)
 
@@ -82,10 +87,31 @@ class ShapeTables:
         """Latency of a shape at the query points of its grid."""
         if shape in self._index:
             return self.grid(shape)(*query)
-        distance = np.abs(np.log2(self.shapes) - np.log2(shape)) @ self._weights
-        near = tuple(self.shapes[np.argmin(distance)].tolist())
-        factor = self._trend(*shape)(*query) / self._trend(*near)(*query)
-        return self.grid(near)(*query).scaled(factor, EXTRAPOLATED)
+        return self._from_others(shape, np.ones(len(self.shapes), bool), *query)
+
+    def held_out(self, same: int) -> tuple[np.ndarray, np.ndarray]:
+        """Predict each shape, at its own points, from others; (predicted, measured) in ms.
+
+        The others are the shapes that differ in any of the first `same` columns.
+        """
+        predicted, measured = [], []
+        for shape in self.shapes.tolist():
+            others = (self.shapes[:, :same] != shape[:same]).any(axis=1)
+            *points, ms = self.grid(tuple(shape)).measured_points()
+            predicted.append(self._from_others(tuple(shape), others, *points).ms)
+            measured.append(ms)
+        return np.concatenate(predicted), np.concatenate(measured)
+
+    def _from_others(self, shape: tuple[int, ...], others: np.ndarray, *query) -> Latency:
+        offset = (np.log2(self.shapes[others]) - np.log2(shape)) * self._weights
+        near = np.argsort(np.linalg.norm(offset, axis=1), kind="stable")[: self._neighbours]
+        ratios = [
+            np.log(self.grid(one)(*query).ms / self._trend(*one)(*query))
+            for one in map(tuple, self.shapes[others][near].tolist())
+        ]
+        ratio = np.exp(local_fit(offset[None, near], np.stack(ratios)[None])[0])
+        ms = ratio * self._trend(*shape)(*query)
+        return Latency(ms, np.full(ms.shape, EXTRAPOLATED, np.int8))
 
     def _load(self, shape: tuple[int, ...]) -> GridTable:
         members = self._members[self._index[shape]]
