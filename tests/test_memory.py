@@ -7,6 +7,7 @@ from paretoserve.estimator import Layout, Precision
 from paretoserve.hardware import load_system
 from paretoserve.memory import kv_cache_bytes_per_token, weight_bytes, worker_memory
 from paretoserve.models.catalog import find_model
+from paretoserve.models.dimensions import GQA, DenseFFN, LayerSpec, Model
 from paretoserve.settings import Activations, BackendRules
 
 SIXTEEN_BIT = Precision("float16", "float16", "float16", "float16")
@@ -29,6 +30,58 @@ def test_weights_are_the_published_parameters(name, parameters):
     assert found[1] == pytest.approx(2 * parameters / 8, rel=0.02)
     # Two stages share the layers; the vocabulary's matrices are counted on each.
     assert parameters < found[2] < 1.2 * parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("MOE_Mixtral8x7B", 46.7e9),
+        ("QWEN3_235B", 235.1e9),
+        ("DEEPSEEK_V3", 671.0e9),
+    ],
+)
+def test_weights_of_models_with_experts(name, parameters):
+    one = Layout(*np.ones((5, 1), int))
+    assert weight_bytes(find_model(name), SIXTEEN_BIT, one)[0] == pytest.approx(
+        2 * parameters, rel=0.02
+    )
+
+
+def test_shards_of_a_model_with_latent_attention_and_experts():
+    """DeepSeek-V3 in 8 bits on 8 GPUs, in parameters of each GPU, by hand."""
+    tp8, dp8 = weight_bytes(
+        find_model("DEEPSEEK_V3"),
+        Precision("fp8_block", "fp8_block", "fp8", "float16"),
+        Layout(*np.array([(8, 1, 1, 1, 8), (1, 1, 8, 1, 8)]).T),
+    )
+    experts = 58 * 256 // 8 * 3 * 7168 * 2048
+    router = 58 * 7168 * 256
+    shared, dense = 58 * 3 * 7168 * 2048, 3 * 3 * 7168 * 18432
+    down = 61 * 7168 * (1536 + 512 + 64)  # on every GPU
+    heads = 61 * 128 * (1536 * 192 + 512 * 256 + 128 * 7168)
+    vocabulary = 2 * 129280 * 7168
+    split = shared + dense + heads
+    # Router and vocabulary are 16-bit.
+    assert tp8 == experts + down + split / 8 + 2 * (router + vocabulary / 8)
+    assert dp8 == experts + down + split + 2 * (router + vocabulary)
+
+
+def test_kv_cache_of_latent_attention_is_on_every_gpu():
+    # 61 layers x (512 + 64) values x 2 bytes = 70,272 bytes, whatever tp.
+    model = find_model("DEEPSEEK_V3")
+    found = kv_cache_bytes_per_token(model, SIXTEEN_BIT, layout((1, 1), (8, 1)))
+    assert found.tolist() == [70272, 70272]
+
+
+def test_layers_without_attention_hold_no_cache():
+    attention, ffn = GQA(32, 8, 128), DenseFFN(14336)
+    groups = ((3, LayerSpec(attention, ffn)), (5, LayerSpec(None, ffn)))
+    model = Model("m", "m", 4096, 32000, groups, False, 4096)
+    # 3 layers x 2 x 8 x 128 x 2 bytes
+    assert kv_cache_bytes_per_token(model, SIXTEEN_BIT, layout((1, 1))).tolist() == [12288]
+    layers = 3 * (4096 * 128 * (64 + 16) + 3 * 4096 * 14336) + 5 * 3 * 4096 * 14336
+    vocabulary = 2 * 4096 * 32000
+    assert weight_bytes(model, SIXTEEN_BIT, layout((1, 1)))[0] == 2 * (layers + vocabulary)
 
 
 def test_kv_cache_of_a_token():

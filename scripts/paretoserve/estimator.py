@@ -1,25 +1,35 @@
 """Latency of one forward pass, operator by operator, for arrays of steps.
 
 A pass may hold prompts, decoding requests, or both; prefill, decode and mixed steps are the same
-computation with different contents. GEMMs, norms and collectives see all tokens of the pass;
-attention is priced apart for prompts and for decoding requests.
+computation with different contents. GEMMs, norms, experts and collectives see all tokens of the
+pass; attention is priced apart for prompts and for decoding requests.
 
-Per layer: norm, QKV projection, attention, output projection, all-reduce, norm, gate and up
-projection, activation, down projection, all-reduce; around the layers: embedding, vocabulary
-projection (one row per request) and the hand-over between pipeline stages. A pass visits all
-layers whatever the pipeline depth, so its latency is the plain sum.
+A layer is what it attends with, then what it transforms with; `_BLOCKS` has a function for each
+kind of either. Each ends with the collective that makes its output whole: an all-reduce over tp,
+or with experts under attention data parallelism a gather before and a scatter after them. Around
+the layers: embedding, vocabulary projection and the hand-over between pipeline stages. A pass
+visits all layers whatever the pipeline depth, so its latency is the plain sum.
+
+With MTP, a pass verifies the drafts of the last one (nextn + 1 tokens of each decoding request),
+then drafts anew: the model's extra layer runs over the tokens of the pass, and nextn - 1 times more
+over one token of each request. Its operators are those of the layer, named `mtp_...`.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
+from paretoserve import quant
+from paretoserve.errors import InputError
 from paretoserve.interpolation import PROVENANCE, SPEED_OF_LIGHT, Latency, gather
-from paretoserve.models.dimensions import GQA, DenseFFN, Model
-from paretoserve.operators.collectives import hand_over_ms
+from paretoserve.models.dimensions import GQA, MLA, DenseFFN, LayerSpec, Model, MoEFFN
+from paretoserve.operators.collectives import BYTES_PER_ELEMENT, hand_over_ms
 from paretoserve.operators.elementwise import memory_ms
 from paretoserve.operators.kernels import Kernels
+from paretoserve.operators.mla import Block, check_measured
+from paretoserve.settings import estimation
 
 Operators = Iterator[tuple[str, Latency]]
 
@@ -50,8 +60,8 @@ class Step:
     """What one pass holds on one attention-data-parallel rank.
 
     prefill_tokens (N,) prompt tokens computed; prompts (N,) how many prompts of length `isl` (N,)
-    they make, a fraction when a prompt is split; decoding (N,) requests that each get one token;
-    kv_len (N, P) their cached tokens at P moments over which attention is averaged.
+    they make, a fraction when a prompt is split; decoding (N,) requests that each compute `queries`
+    new tokens; kv_len (N, P) their cached tokens at P moments over which attention is averaged.
     """
 
     prefill_tokens: np.ndarray
@@ -59,15 +69,28 @@ class Step:
     isl: np.ndarray
     decoding: np.ndarray
     kv_len: np.ndarray
+    queries: int = 1
 
     @property
     def tokens(self) -> np.ndarray:
-        return self.prefill_tokens + self.decoding
+        return self.prefill_tokens + self.decoding * self.queries
 
     @property
     def requests(self) -> np.ndarray:
-        """Rows that reach the vocabulary projection."""
+        """Requests that get a token: all that decode, and those whose prompt is computed."""
         return np.ceil(self.prompts) + self.decoding
+
+    @property
+    def logits_rows(self) -> np.ndarray:
+        """Rows that reach the vocabulary projection: every token to verify."""
+        return np.ceil(self.prompts) + self.decoding * self.queries
+
+
+@dataclass(frozen=True)
+class Mtp:
+    """Multi-token prediction: `nextn` tokens of each request are drafted and verified a step."""
+
+    nextn: int
 
 
 @dataclass(frozen=True)
@@ -94,12 +117,32 @@ class StepLatency:
 
 
 def step_latency(
-    model: Model, precision: Precision, layout: Layout, step: Step, kernels: Kernels
+    model: Model,
+    precision: Precision,
+    layout: Layout,
+    step: Step,
+    kernels: Kernels,
+    *,
+    mtp: Mtp | None = None,
+    wide_ep: bool = False,
 ) -> StepLatency:
-    """Price N steps, each with its own layout and contents."""
+    """Price N steps, each with its own layout and contents.
+
+    `mtp` adds drafts and their verification; InputError where the model has no layer for it.
+    `wide_ep` exchanges tokens between the GPUs of all experts where the layout splits requests and
+    not experts (dp > 1, moe_tp = 1).
+    """
+    if mtp and mtp.nextn:
+        if not model.mtp_layers:
+            raise InputError(f"nextn {mtp.nextn}: {model.name} has no multi-token prediction layer")
+        step = replace(step, queries=mtp.nextn + 1)
+    run = _Pass(model, precision, layout, step, kernels, wide_ep)
     priced: dict[str, list[Latency]] = {}
-    for name, latency in _operators(model, precision, layout, step, kernels):
+    for name, latency in _operators(run):
         priced.setdefault(name, []).append(latency)
+    for draft in range(mtp.nextn if mtp else 0):
+        for name, latency in _draft(run if draft == 0 else replace(run, step=_one_token(step))):
+            priced.setdefault(f"mtp_{name}", []).append(latency)
     reasons = np.full(len(layout.tp), "", object)
     for name, latencies in priced.items():
         for latency in latencies:
@@ -116,97 +159,312 @@ def step_latency(
     )
 
 
-def _operators(
-    model: Model, precision: Precision, layout: Layout, step: Step, kernels: Kernels
-) -> Operators:
-    hidden, system = model.hidden, kernels.system
-    yield "embedding", _moved(kernels, 2 * step.tokens * hidden)
-    for count, layer in model.layers:
-        for spec in (layer.attention, layer.ffn):
-            block = _BLOCKS[type(spec)]
-            for name, latency in block(spec, hidden, precision, layout, step, kernels):
-                yield name, latency.scaled(count)
-    yield (
-        "logits_gemm",
-        kernels.gemm.latency("float16", step.requests, model.vocab // layout.tp, hidden),
-    )
-    between_stages = hand_over_ms(system, layout.tp, layout.pp, step.tokens * hidden)
+@dataclass(frozen=True)
+class _Pass:
+    """What the price of an operator depends on, besides its own dimensions."""
+
+    model: Model
+    precision: Precision
+    layout: Layout
+    step: Step
+    kernels: Kernels
+    wide_ep: bool
+
+    @property
+    def hidden(self) -> int:
+        return self.model.hidden
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.step.tokens
+
+    def gemm(self, dtype: str, rows: np.ndarray, n: np.ndarray | int, k: np.ndarray | int):
+        """A GEMM of `rows` (N,) where there are any."""
+        on = rows > 0
+        n, k = np.broadcast_to(n, on.shape), np.broadcast_to(k, on.shape)
+        return self.where(on, lambda: self.kernels.gemm.latency(dtype, rows[on], n[on], k[on]))
+
+    def moved(self, moved_bytes: np.ndarray) -> Latency:
+        """A kernel that only moves memory."""
+        return _modelled(memory_ms(self.kernels.system, moved_bytes))
+
+    def norm(self) -> Latency:
+        """Residual addition and norm: reads and writes two vectors per token, 16 bit each."""
+        return self.moved(8 * self.tokens * self.hidden)
+
+    def all_reduce(self) -> Latency:
+        return self.kernels.all_reduce.latency(self.layout.tp, self.tokens * self.hidden)
+
+    def prompts(self, whole: Callable[[np.ndarray], Latency]) -> Latency:
+        """`whole(mask)` is the latency of whole prompts; a split one costs its even share."""
+        on = self.step.prompts > 0
+        return self.where(on, lambda: whole(on)).scaled(np.minimum(self.step.prompts, 1))
+
+    def decodes(self, each: Callable[..., Latency], *queries: np.ndarray) -> Latency:
+        """Mean over the moments `kv_len` of each(*queries, decoding, kv_len), flattened to 2-D."""
+        step, on = self.step, self.step.decoding > 0
+
+        def mean() -> Latency:
+            every = each(*(q[on, None] for q in (*queries, step.decoding)), step.kv_len[on])
+            reasons = tuple((mask.any(axis=1), sentence) for mask, sentence in every.reasons)
+            return Latency(every.ms.mean(axis=1), every.provenance.max(axis=1), reasons)
+
+        return self.where(on, mean)
+
+    def where(self, mask: np.ndarray, look_up: Callable[[], Latency]) -> Latency:
+        return gather(mask.shape, [(mask, look_up)])
+
+
+def _operators(run: _Pass) -> Operators:
+    yield "embedding", run.moved(2 * run.tokens * run.hidden)
+    for count, layer in run.model.layers:
+        for name, latency in _layer(layer, run):
+            yield name, latency.scaled(count)
+    yield "logits_gemm", _logits(run, run.step.logits_rows)
+    system, layout = run.kernels.system, run.layout
+    between_stages = hand_over_ms(system, layout.tp, layout.pp, run.tokens * run.hidden)
     yield "p2p", _modelled(between_stages)
 
 
-def _gqa(
-    spec: GQA, hidden: int, precision: Precision, layout: Layout, step: Step, kernels: Kernels
-) -> Operators:
-    heads, kv_heads = spec.heads // layout.tp, -(-spec.kv_heads // layout.tp)
+def _layer(layer: LayerSpec, run: _Pass) -> Operators:
+    for spec in (layer.attention, layer.ffn):
+        if spec is not None:
+            yield from _BLOCKS[type(spec)](spec, run)
+
+
+def _logits(run: _Pass, rows: np.ndarray) -> Latency:
+    return run.gemm("float16", rows, run.model.vocab // run.layout.tp, run.hidden)
+
+
+def _draft(run: _Pass) -> Operators:
+    """One token drafted for each request, from the last one's embedding and hidden state."""
+    yield "embedding", run.moved(2 * run.tokens * run.hidden)
+    yield "norm", run.norm()
+    yield "projection_gemm", run.gemm("float16", run.tokens, run.hidden, 2 * run.hidden)
+    yield from _layer(run.model.layers[-1][1], run)
+    yield "logits_gemm", _logits(run, run.step.requests)
+
+
+def _one_token(step: Step) -> Step:
+    """One token of every request of `step`, prompts included."""
+    none = np.zeros_like(step.prefill_tokens)
+    kv_len = np.where(step.decoding[:, None] > 0, step.kv_len, step.isl[:, None])
+    return Step(none, none, step.isl, step.requests, kv_len)
+
+
+def _gqa(spec: GQA, run: _Pass) -> Operators:
+    precision, kernels, step = run.precision, run.kernels, run.step
+    heads, kv_heads = spec.heads // run.layout.tp, -(-spec.kv_heads // run.layout.tp)
     width = heads * spec.head_dim
-    yield "add_norm_1", _moved(kernels, 8 * step.tokens * hidden)
+    yield "add_norm_1", run.norm()
     qkv = width + 2 * kv_heads * spec.head_dim
-    yield "qkv_gemm", kernels.gemm.latency(precision.gemm, step.tokens, qkv, hidden)
-    yield "context_attention", _context_attention(spec, precision, heads, kv_heads, step, kernels)
+    yield "qkv_gemm", run.gemm(precision.gemm, run.tokens, qkv, run.hidden)
+    yield (
+        "context_attention",
+        run.prompts(
+            lambda on: kernels.context_attention.latency(
+                precision.attention,
+                precision.kv_cache,
+                spec.head_dim,
+                spec.window,
+                heads[on],
+                kv_heads[on],
+                step.isl[on],
+                np.maximum(step.prompts[on], 1),
+            )
+        ),
+    )
     yield (
         "generation_attention",
-        _generation_attention(spec, precision, heads, kv_heads, step, kernels),
+        run.decodes(
+            lambda *query: kernels.generation_attention.latency(
+                precision.kv_cache, spec.head_dim, spec.window, *query, step.queries
+            ),
+            heads,
+            kv_heads,
+        ),
     )
-    yield "proj_gemm", kernels.gemm.latency(precision.gemm, step.tokens, hidden, width)
-    yield "ar_1", kernels.all_reduce.latency(layout.tp, step.tokens * hidden)
+    yield "proj_gemm", run.gemm(precision.gemm, run.tokens, run.hidden, width)
+    yield "ar_1", run.all_reduce()
 
 
-def _context_attention(spec, precision, heads, kv_heads, step, kernels) -> Latency:
-    """Whole prompts at once; of a split prompt, its even share of the whole."""
-    on = step.prompts > 0
+def _mla(spec: MLA, run: _Pass) -> Operators:
+    """Latent attention. Where an engine's was measured as one block, that stands for its parts."""
+    check_measured(spec)
+    heads = spec.heads // run.layout.tp
+    yield "add_norm_1", run.norm()
+    if run.kernels.latent_attention is None:
+        yield from _mla_block(spec, heads, run)
+    else:
+        yield from _mla_parts(spec, heads, run)
+    yield "ar_1", run.all_reduce()
 
-    def whole() -> Latency:
-        return kernels.context_attention.latency(
-            precision.attention,
-            precision.kv_cache,
-            spec.head_dim,
-            spec.window,
-            heads[on],
-            kv_heads[on],
-            step.isl[on],
-            np.maximum(step.prompts[on], 1),
+
+def _mla_parts(spec: MLA, heads: np.ndarray, run: _Pass) -> Operators:
+    """Keys and values are up-projected for prompts, absorbed into two products for decoding."""
+    precision, kernels, step = run.precision, run.kernels.latent_attention, run.step
+    gemm, decoded = precision.gemm, step.decoding * step.queries
+    down = spec.q_rank + spec.kv_rank + spec.rope_dim
+    yield "downscale_gemm", run.gemm(gemm, run.tokens, down, run.hidden)
+    query = heads * (spec.nope_dim + spec.rope_dim)
+    yield "q_b_proj_gemm", run.gemm(gemm, run.tokens, query, spec.q_rank)
+    key_value = heads * (spec.nope_dim + spec.v_dim)
+    yield "kv_b_proj_gemm", run.gemm(gemm, step.prefill_tokens, key_value, spec.kv_rank)
+    yield (
+        "context_attention",
+        run.prompts(
+            lambda on: kernels.context(
+                precision.attention,
+                precision.kv_cache,
+                heads[on],
+                step.isl[on],
+                np.maximum(step.prompts[on], 1),
+            )
+        ),
+    )
+    eight_bit = quant.mode("weights", gemm).flops in ("fp8", "fp4")
+    on = decoded > 0
+    for op in ("pre", "post"):
+        yield (
+            f"bmm_{op}",
+            run.where(
+                on,
+                lambda op=op: kernels.product(
+                    f"mla_gen_{op}", "fp8" if eight_bit else "float16", heads[on], decoded[on]
+                ),
+            ),
+        )
+    yield (
+        "generation_attention",
+        run.decodes(
+            lambda *query: kernels.generation(precision.kv_cache, *query, step.queries), heads
+        ),
+    )
+    yield "proj_gemm", run.gemm(gemm, run.tokens, run.hidden, heads * spec.v_dim)
+
+
+def _mla_block(spec: MLA, heads: np.ndarray, run: _Pass) -> Operators:
+    precision, module, step = run.precision, run.kernels.latent_module, run.step
+    block = Block(run.model.architecture, spec, run.hidden, precision.gemm)
+    attention, kv_cache = precision.attention, precision.kv_cache
+    yield (
+        "context_mla_block",
+        run.prompts(
+            lambda on: module.context(
+                block, attention, kv_cache, heads[on], step.isl[on], np.maximum(step.prompts[on], 1)
+            )
+        ),
+    )
+    yield (
+        "generation_mla_block",
+        run.decodes(lambda *query: module.generation(block, kv_cache, *query, step.queries), heads),
+    )
+
+
+def _dense_ffn(spec: DenseFFN, run: _Pass) -> Operators:
+    inter = spec.inter // run.layout.tp
+    yield "add_norm_2", run.norm()
+    yield "gate_ffn1_gemm", run.gemm(run.precision.gemm, run.tokens, 2 * inter, run.hidden)
+    yield "act_gate", run.moved(2 * run.tokens * 3 * inter)
+    yield "ffn2_gemm", run.gemm(run.precision.gemm, run.tokens, run.hidden, inter)
+    yield "ar_2", run.all_reduce()
+
+
+def _moe_ffn(spec: MoEFFN, run: _Pass) -> Operators:
+    """Shared experts are split over tp like a dense FFN; their output joins the routed ones'."""
+    layout, kernels, gemm = run.layout, run.kernels, run.precision.gemm
+    tokens, hidden = run.tokens, run.hidden
+    yield "add_norm_2", run.norm()
+    yield "router_gemm", run.gemm("float16", tokens, spec.experts, hidden)
+    if spec.shared_inter:
+        inter = spec.shared_inter // layout.tp
+        yield "shared_gate_ffn1_gemm", run.gemm(gemm, tokens, 2 * inter, hidden)
+        yield "shared_act_gate", run.moved(2 * tokens * 3 * inter)
+        yield "shared_ffn2_gemm", run.gemm(gemm, tokens, hidden, inter)
+    wide = (layout.dp > 1) & (layout.moe_tp == 1) & run.wide_ep
+    gathers = (layout.dp > 1) & ~wide
+    yield from (
+        ("moe_pre_dispatch", _gathered(run, gathers, kernels.all_gather, _gathered_bytes(run))),
+        ("moe_pre_dispatch", _exchanged(spec, run, wide, "dispatch")),
+        ("moe", _experts(spec, run, wide)),
+        ("moe_post_dispatch", _gathered(run, gathers, kernels.reduce_scatter, BYTES_PER_ELEMENT)),
+        ("moe_post_dispatch", _exchanged(spec, run, wide, "combine")),
+    )
+    # What comes back to one of the tp GPUs of a rank, all of them need.
+    ranks_of_several = np.where(layout.dp > 1, layout.tp, 1)
+    yield "moe_post_dispatch", kernels.all_gather.latency(ranks_of_several, tokens * hidden)
+    one_rank = np.where(layout.dp > 1, 1, layout.tp)
+    yield "ar_2", kernels.all_reduce.latency(one_rank, tokens * hidden)
+
+
+def _gathered(run: _Pass, on: np.ndarray, collective, value_bytes: float) -> Latency:
+    """The tokens of all ranks, to or from every GPU."""
+    layout = run.layout
+    elements = run.tokens * layout.dp * run.hidden * value_bytes / BYTES_PER_ELEMENT
+    return collective.latency(np.where(on, layout.tp * layout.dp, 1), elements)
+
+
+def _gathered_bytes(run: _Pass) -> float:
+    rate = quant.mode("weights", run.precision.moe).flops
+    by_rate = estimation().experts.gathered_bytes[run.kernels.tables.backend]
+    return by_rate.get(rate, BYTES_PER_ELEMENT)
+
+
+def _exchanged(spec: MoEFFN, run: _Pass, wide: np.ndarray, way: str) -> Latency:
+    """Each GPU sends its share of its rank's tokens to the GPUs of their experts, or back."""
+    gpus, tokens = run.layout.tp * run.layout.dp, run.tokens / run.layout.tp
+
+    def look_up(tokens_are: str, mask: np.ndarray) -> Callable[[], Latency]:
+        return lambda: run.kernels.exchange.latency(
+            way, tokens_are, run.precision.moe, spec, run.hidden, gpus[mask], tokens[mask]
         )
 
-    return gather(on.shape, [(on, whole)]).scaled(np.minimum(step.prompts, 1))
+    return gather(wide.shape, [(m, look_up(are, m)) for are, m in _variants(run, wide).items()])
 
 
-def _generation_attention(spec, precision, heads, kv_heads, step, kernels) -> Latency:
-    """Mean over the moments `kv_len`."""
-    on = step.decoding > 0
+def _experts(spec: MoEFFN, run: _Pass, wide: np.ndarray) -> Latency:
+    settings, kernels, dtype = estimation().experts, run.kernels, run.precision.moe
+    tokens, layout = run.tokens * run.layout.dp, run.layout
 
-    def mean() -> Latency:
-        every = kernels.generation_attention.latency(
-            precision.kv_cache,
-            spec.head_dim,
-            spec.window,
-            heads[on, None],
-            kv_heads[on, None],
-            step.decoding[on, None],
-            step.kv_len[on],
+    def look_up(experts, distribution: str, mask: np.ndarray) -> Callable[[], Latency]:
+        return lambda: experts().latency(
+            dtype,
+            distribution,
+            spec,
+            run.hidden,
+            layout.moe_tp[mask],
+            layout.moe_ep[mask],
+            tokens[mask],
         )
-        reasons = tuple((mask.any(axis=1), sentence) for mask, sentence in every.reasons)
-        return Latency(every.ms.mean(axis=1), every.provenance.max(axis=1), reasons)
 
-    return gather(on.shape, [(on, mean)])
+    usual = settings.distribution[_attention_kind(run.model)]
+    groups = [(~wide, look_up(kernels.experts, usual, ~wide))]
+    balanced = settings.wide_ep_distribution[kernels.tables.backend]
+    for are, mask in _variants(run, wide).items():
+        of_variant = partial(kernels.wide_experts, are, dtype, spec, run.hidden)
+        groups.append((mask, look_up(of_variant, balanced, mask)))
+    return gather(wide.shape, groups)
 
 
-def _dense_ffn(
-    spec: DenseFFN, hidden: int, precision: Precision, layout: Layout, step: Step, kernels: Kernels
-) -> Operators:
-    inter = spec.inter // layout.tp
-    yield "add_norm_2", _moved(kernels, 8 * step.tokens * hidden)
-    yield "gate_ffn1_gemm", kernels.gemm.latency(precision.gemm, step.tokens, 2 * inter, hidden)
-    yield "act_gate", _moved(kernels, 2 * step.tokens * 3 * inter)
-    yield "ffn2_gemm", kernels.gemm.latency(precision.gemm, step.tokens, hidden, inter)
-    yield "ar_2", kernels.all_reduce.latency(layout.tp, step.tokens * hidden)
+def _variants(run: _Pass, wide: np.ndarray) -> dict[str, np.ndarray]:
+    """Engines have one exchange for steps with prompts and another for pure decode."""
+    prompts = run.step.prefill_tokens > 0
+    return {"many": wide & prompts, "few": wide & ~prompts}
+
+
+def _attention_kind(model: Model) -> str:
+    """The kind that most layers attend with, as config/estimation.yaml spells it."""
+    layers = [(count, layer) for count, layer in model.layers if layer.attention is not None]
+    return type(max(layers, key=lambda group: group[0])[1].attention).__name__
 
 
 # A family is priced by the kinds of layers it is made of; a new kind is one more line here.
-_BLOCKS: dict[type, Callable[..., Operators]] = {GQA: _gqa, DenseFFN: _dense_ffn}
-
-
-def _moved(kernels: Kernels, moved_bytes: np.ndarray) -> Latency:
-    return _modelled(memory_ms(kernels.system, moved_bytes))
+_BLOCKS: dict[type, Callable[..., Operators]] = {
+    GQA: _gqa,
+    MLA: _mla,
+    DenseFFN: _dense_ffn,
+    MoEFFN: _moe_ffn,
+}
 
 
 def _modelled(ms: np.ndarray) -> Latency:

@@ -57,6 +57,12 @@ class System:
             return bandwidth
         return np.where(gpus <= self.gpus_per_rack, bandwidth, self.inter_rack_bandwidth)
 
+    @property
+    def nvlink_domain(self) -> int:
+        """GPUs that reach each other at the bandwidth inside a node."""
+        whole_rack = self.inter_node_bandwidth == self.intra_node_bandwidth
+        return (self.gpus_per_rack if whole_rack else None) or self.gpus_per_node
+
     def collective_buffers(self, gpus: np.ndarray) -> np.ndarray:
         """Bytes that the collective library holds on a GPU in a group of `gpus`."""
         sizes = np.array(sorted(self.collective_buffer_bytes))

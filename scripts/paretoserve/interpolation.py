@@ -144,6 +144,12 @@ class GridTable:
             provenance = np.where(outside, EXTRAPOLATED, provenance)
         return Latency(value.reshape(shape), provenance.reshape(shape))
 
+    def measured_points(self) -> tuple[np.ndarray, ...]:
+        """Coordinates of every measured point, one array per axis, then their ms."""
+        index = np.nonzero(np.isfinite(self._measured))
+        coordinates = (axis[i] for axis, i in zip(self.axes, index, strict=True))
+        return (*coordinates, self._measured[index])
+
     def held_out(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
         """Predict each interior point along `axis` from the others; (predicted, measured) in ms."""
         predicted = self._between(self._measured, axis)
@@ -231,29 +237,17 @@ class SiteTable:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log ratio to trend, (Q, M), of sites at the coordinates `at` (Q, D) from measured ones.
 
-        Local linear regression over the nearest sites with tricube weights (Cleveland 1979), a
-        slight ridge on the slopes for neighbours that lie on a line. `exclude_self` (Q,) is the
-        index of a site that must not be its own neighbour. Where no neighbour has a point, the
-        nearest predicted ratio along the curve is held; the second array is False there.
+        `exclude_self` (Q,) is the index of a site that must not be its own neighbour. Where no
+        neighbour has a point, the nearest predicted ratio along the curve is held; the second array
+        is False there.
         """
         distance = np.linalg.norm(at[:, None, :] - self.sites[None, :, :], axis=2)
         if exclude_self is not None:
             distance[np.arange(len(at)), exclude_self] = np.inf
         near = np.argsort(distance, axis=1, kind="stable")[:, : self.neighbours]
-        reach = np.take_along_axis(distance, near, 1)
-        weight = (1 - (0.98 * reach / (reach[:, -1:] + 1e-9)) ** 3) ** 3
-        offset = self.sites[near] - at[:, None, :]
-        design = np.concatenate([np.ones((*offset.shape[:2], 1)), offset], axis=2)
         ratio = self._log_ratio[near]
-        known = np.isfinite(ratio)
-        # Each column has its own set of known neighbours, hence its own normal equations.
-        w = weight[:, :, None] * known
-        left = np.einsum("qjm,qja,qjb->qmab", w, design, design)
-        left += np.diag([1e-9] + [0.02] * offset.shape[2])
-        right = np.einsum("qjm,qja->qma", w * np.where(known, ratio, 0.0), design)
-        fitted = np.linalg.solve(left, right[..., None])[..., 0, 0]
-        supported = known.any(axis=1)
-        return _held(fitted, supported), supported
+        supported = np.isfinite(ratio).any(axis=1)
+        return _held(local_fit(self.sites[near] - at[:, None, :], ratio), supported), supported
 
     def held_out_points(self) -> tuple[np.ndarray, np.ndarray]:
         """Predict each interior point of each curve from the others; (predicted, measured) ms."""
@@ -332,6 +326,25 @@ class SiteTable:
         values[row] = np.where(holes[row], np.exp(ratio) * self._trend[row], values[row])
         self.provenance[row] = np.where(holes[row] & ~supported, EXTRAPOLATED, self.provenance[row])
         return values
+
+
+def local_fit(offset: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values at an origin, (Q, M), from those of its J neighbours (Q, J, M) at `offset` (Q, J, D).
+
+    Local linear regression with tricube weights (Cleveland 1979), a slight ridge on the slopes for
+    neighbours that lie on a line. The last neighbour is the farthest; NaN values are unknown.
+    """
+    reach = np.linalg.norm(offset, axis=2)
+    weight = (1 - (0.98 * reach / (reach[:, -1:] + 1e-9)) ** 3) ** 3
+    design = np.concatenate([np.ones((*offset.shape[:2], 1)), offset], axis=2)
+    known = np.isfinite(values)
+    # Each column has its own set of known neighbours, hence its own normal equations.
+    w = weight[:, :, None] * known
+    left = np.einsum("qjm,qja,qjb->qmab", w, design, design)
+    left += np.diag([1e-9] + [0.02] * offset.shape[2])
+    right = np.einsum("qjm,qja->qma", w * np.where(known, values, 0.0), design)
+    fitted = np.linalg.solve(left, right[..., None])[..., 0, 0]
+    return np.where(known.any(axis=1), fitted, np.nan)
 
 
 def _bracket(axis: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,10 @@
 """What one worker holds on one GPU, and whether it fits.
 
 weights      the parameters of this GPU's shard; embeddings and vocabulary projection are split
-             over tp, layers over tp and pp
-kv_cache     2 (K and V) x KV heads of this GPU x head_dim x layers x bytes per token and request.
+             over tp, layers over tp and pp, routed experts over moe_tp and moe_ep. Router and the
+             projections down of latent attention are on every GPU. With MTP, its layer too
+kv_cache     per token, request and layer with attention: 2 (K and V) x KV heads of this GPU x
+             head_dim values, or the latent and rotary part of latent attention, on every GPU.
              Pipeline stages hold 1/pp of the layers but pp batches are in flight: pp cancels out
 activations  of the largest pass, a multiple of all heads' output (config/estimation.yaml)
 buffers      collective library and runtime (system file)
@@ -11,6 +13,7 @@ It fits when the KV cache stays within the engine's own rule (config/backends.ya
 what the rest leaves free, or the GPU's fraction that engine and cache may take together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +21,8 @@ import numpy as np
 from paretoserve import quant
 from paretoserve.estimator import Layout, Precision
 from paretoserve.hardware import System
-from paretoserve.models.dimensions import GQA, DenseFFN, Model
+from paretoserve.models.dimensions import GQA, MLA, DenseFFN, LayerSpec, Model, MoEFFN
+from paretoserve.operators.mla import projection_params
 from paretoserve.settings import Activations, BackendRules
 
 GIB = 2**30
@@ -49,13 +53,17 @@ def worker_memory(
     requests: np.ndarray,
     request_tokens: np.ndarray,
     step_tokens: np.ndarray,
+    *,
+    nextn: int = 0,
 ) -> Memory:
     """Memory of workers holding `requests` of `request_tokens` each, per attention-dp rank.
 
-    `step_tokens` is the largest number of tokens in one pass. All arrays (N,).
+    `step_tokens` is the largest number of tokens in one pass, drafts to verify included. All
+    arrays (N,). `nextn` > 0 adds the layers that draft.
     """
-    weights = weight_bytes(model, precision, layout)
-    kv_cache = kv_cache_bytes_per_token(model, precision, layout) * requests * request_tokens
+    weights = weight_bytes(model, precision, layout, nextn)
+    kv_cache = kv_cache_bytes_per_token(model, precision, layout, nextn)
+    kv_cache = kv_cache * requests * request_tokens
     live = _activation_bytes(model, layout, step_tokens, activations)
     buffers = system.collective_buffers(layout.tp * layout.dp) + system.runtime_bytes
     other = weights + live + buffers
@@ -68,44 +76,97 @@ def worker_memory(
     return Memory(weights, kv_cache, live, np.broadcast_to(buffers, np.shape(other)), limit)
 
 
-def weight_bytes(model: Model, precision: Precision, layout: Layout) -> np.ndarray:
+def weight_bytes(model: Model, precision: Precision, layout: Layout, nextn: int = 0) -> np.ndarray:
     """Parameter bytes on one GPU, (N,). Embeddings and vocabulary projection stay 16-bit."""
-    mode = quant.mode("weights", precision.gemm)
+    sixteen_bit = quant.mode("weights", "float16").bytes
     layers = sum(
-        count
-        * (
-            _attention_params(layer.attention, model.hidden, layout)
-            + _ffn_params(layer.ffn, model.hidden, layout)
-        )
+        count * _layer_bytes(layer, model.hidden, precision, layout)
         for count, layer in model.layers
     )
     vocabulary = model.vocab // layout.tp * model.hidden * (1 if model.tied_embeddings else 2)
-    return layers * mode.bytes / layout.pp + vocabulary * quant.mode("weights", "float16").bytes
+    total = layers / layout.pp + vocabulary * sixteen_bit
+    if nextn:
+        draft = _layer_bytes(model.layers[-1][1], model.hidden, precision, layout)
+        total = total + model.mtp_layers * (draft + 2 * model.hidden**2 * sixteen_bit)
+    return total
 
 
-def kv_cache_bytes_per_token(model: Model, precision: Precision, layout: Layout) -> np.ndarray:
+def kv_cache_bytes_per_token(
+    model: Model, precision: Precision, layout: Layout, nextn: int = 0
+) -> np.ndarray:
     """Bytes that one token of one request takes in the KV cache of one GPU, (N,)."""
     width = quant.mode("kv_cache", precision.kv_cache).bytes
-    return sum(
-        count * 2 * -(-layer.attention.kv_heads // layout.tp) * layer.attention.head_dim * width
-        for count, layer in model.layers
+    layers = [*model.layers, (model.mtp_layers if nextn else 0, model.layers[-1][1])]
+    held = sum(
+        count * _CACHED_VALUES[type(layer.attention)](layer.attention, layout)
+        for count, layer in layers
+        if layer.attention is not None
     )
+    return np.broadcast_to(held * width, layout.tp.shape)
 
 
-def _attention_params(spec: GQA, hidden: int, layout: Layout) -> np.ndarray:
+def _layer_bytes(
+    layer: LayerSpec, hidden: int, precision: Precision, layout: Layout
+) -> np.ndarray | float:
+    parts = [part for part in (layer.attention, layer.ffn) if part is not None]
+    return sum(_WEIGHTS[type(part)](part, hidden, precision, layout) for part in parts)
+
+
+def _gqa(spec: GQA, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:
     heads, kv_heads = spec.heads // layout.tp, -(-spec.kv_heads // layout.tp)
-    return hidden * spec.head_dim * (2 * heads + 2 * kv_heads)
+    params = hidden * spec.head_dim * (2 * heads + 2 * kv_heads)
+    return params * quant.mode("weights", precision.gemm).bytes
 
 
-def _ffn_params(spec: DenseFFN, hidden: int, layout: Layout) -> np.ndarray:
-    return 3 * hidden * (spec.inter // layout.tp)
+def _mla(spec: MLA, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:
+    params = projection_params(spec, hidden, spec.heads // layout.tp)
+    return params * quant.mode("weights", precision.gemm).bytes
+
+
+def _dense_ffn(spec: DenseFFN, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:
+    return 3 * hidden * (spec.inter // layout.tp) * quant.mode("weights", precision.gemm).bytes
+
+
+def _moe_ffn(spec: MoEFFN, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:
+    router = hidden * spec.experts * quant.mode("weights", "float16").bytes
+    shared = _dense_ffn(DenseFFN(spec.shared_inter), hidden, precision, layout)
+    # Experts that the GPUs cannot share out evenly: the fullest GPU.
+    experts = -(-spec.experts // layout.moe_ep) * (spec.inter // layout.moe_tp)
+    routed = 3 * hidden * experts * quant.mode("weights", precision.moe).bytes
+    return router + shared + routed
+
+
+_WEIGHTS: dict[type, Callable[..., np.ndarray]] = {
+    GQA: _gqa,
+    MLA: _mla,
+    DenseFFN: _dense_ffn,
+    MoEFFN: _moe_ffn,
+}
+
+_CACHED_VALUES: dict[type, Callable[..., np.ndarray | int]] = {
+    GQA: lambda spec, layout: 2 * -(-spec.kv_heads // layout.tp) * spec.head_dim,
+    MLA: lambda spec, layout: spec.kv_rank + spec.rope_dim,
+}
 
 
 def _activation_bytes(
     model: Model, layout: Layout, step_tokens: np.ndarray, settings: Activations
 ) -> np.ndarray:
-    sizes = np.array(sorted(settings.coefficient))
-    coefficients = np.array([settings.coefficient[size] for size in sizes])
+    by_size = settings.moe_coefficient if model.is_moe else settings.coefficient
+    sizes = np.array(sorted(by_size))
+    coefficients = np.array([by_size[size] for size in sizes])
     coefficient = coefficients[np.searchsorted(sizes, layout.tp, side="right") - 1]
-    width = max(layer.attention.heads * layer.attention.head_dim for _, layer in model.layers)
-    return np.maximum(2 * step_tokens * width * coefficient, settings.floor_bytes)
+    live = 2 * step_tokens * _width(model) * coefficient
+    topk = max((x.ffn.topk for _, x in model.layers if isinstance(x.ffn, MoEFFN)), default=0)
+    rows = step_tokens * layout.dp * topk / layout.moe_ep
+    return np.maximum(live + rows * model.hidden * settings.routed_bytes, settings.floor_bytes)
+
+
+def _width(model: Model) -> int:
+    """Values of a token between attention and output projection; of latent attention, hidden."""
+    widths = (
+        layer.attention.heads * layer.attention.head_dim
+        for _, layer in model.layers
+        if isinstance(layer.attention, GQA)
+    )
+    return max(widths, default=model.hidden)

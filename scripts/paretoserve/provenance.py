@@ -18,6 +18,7 @@ from paretoserve import paths
 from paretoserve.experiments.experiment import Worker
 from paretoserve.hardware import load_system
 from paretoserve.perfdb import manifest
+from paretoserve.perfdb.tables import OF_ANY_RELEASE
 
 PACKAGE = Path(paretoserve.__file__).parent
 SETTINGS = (paths.QUANT_MODES, paths.ESTIMATION, paths.BACKENDS)
@@ -39,8 +40,8 @@ def stage_digest(stage: str) -> str:
 def perf_db_digest(workers: Iterable[Worker]) -> str:
     """Digest of the measurements that these workers' estimates can be made from.
 
-    These are the tables of each worker's engine and of its system's collectives, the system's
-    specification, and the schema of the operators.
+    These are the tables of each worker's engine, those that stand for any of its releases, and
+    those of its system's collectives, the system's specification, and the schema of the operators.
     """
     tables, files = [], {paths.OPERATORS}
     engines = {(worker.system, worker.backend, worker.version) for worker in workers}
@@ -48,7 +49,11 @@ def perf_db_digest(workers: Iterable[Worker]) -> str:
         files.add(paths.system_file(system))
         collectives = load_system(system).collectives(backend, version)
         wanted = {(system, backend, version), (system, *collectives)}
-        tables += [entry for key, entry in manifest.load().tables.items() if key[:3] in wanted]
+        tables += [
+            entry
+            for key, entry in manifest.load().tables.items()
+            if key[:3] in wanted or (key[:2] == (system, backend) and key[3] in OF_ANY_RELEASE)
+        ]
     contents = sorted(f"{_display(file)} {_file_digest(file)}" for file in files)
     return value_digest([manifest.digest(tables), contents])
 

@@ -1,7 +1,8 @@
 """The estimator's choices and corrections (config/estimation.yaml, config/backends.yaml)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import yaml
 
@@ -20,11 +21,40 @@ class Interpolation:
 
 
 @dataclass(frozen=True)
+class ExchangeTable:
+    """A table that holds an engine's exchange of tokens between experts, and which of its rows."""
+
+    table: str
+    where: dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How tokens spread over experts and travel to them; see config/estimation.yaml."""
+
+    distribution: dict[str, str]
+    wide_ep_distribution: dict[str, str]
+    wide_ep_tables: dict[str, dict[str, str]]
+    exchange: dict[str, dict[str, tuple[ExchangeTable, ...]]]
+    dispatched_bytes: dict[str, float]
+    dispatched_dtypes: dict[str, tuple[str, ...]]
+    gathered_bytes: dict[str, dict[str, float]]
+    shape_neighbours: int
+    tokens_beyond: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Activations:
-    """Live activations: 2 * tokens * heads * head_dim * coefficient[tp] bytes, at least a floor."""
+    """Live activations: 2 * tokens * width * coefficient[tp] bytes, at least a floor.
+
+    `moe_coefficient` is that of models with experts, which also hold `routed_bytes` for each value
+    of a row that their GPU's experts compute.
+    """
 
     coefficient: dict[int, float]
     floor_bytes: int
+    moe_coefficient: dict[int, float] = field(default_factory=dict)
+    routed_bytes: float = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +62,7 @@ class Estimation:
     """All of config/estimation.yaml."""
 
     interpolation: Interpolation
+    experts: Experts
     activations: Activations
     decode_positions: int
     batch_sizes_per_octave: int
@@ -53,9 +84,30 @@ def estimation() -> Estimation:
     spec = yaml.load(paths.ESTIMATION.read_bytes(), yaml.CSafeLoader)
     return Estimation(
         interpolation=Interpolation(**spec["interpolation"]),
+        experts=_experts(spec["experts"]),
         activations=Activations(**spec["activations"]),
         decode_positions=spec["decode_positions"],
         batch_sizes_per_octave=spec["batch_sizes_per_octave"],
+    )
+
+
+def _experts(spec: dict[str, Any]) -> Experts:
+    exchange = {
+        backend: {
+            tokens_are: tuple(
+                ExchangeTable(source["table"], source.get("where", {})) for source in sources
+            )
+            for tokens_are, sources in variants.items()
+        }
+        for backend, variants in spec["exchange"].items()
+    }
+    return Experts(
+        **{
+            **spec,
+            "exchange": exchange,
+            "dispatched_dtypes": {k: tuple(v) for k, v in spec["dispatched_dtypes"].items()},
+            "tokens_beyond": tuple(spec["tokens_beyond"]),
+        }
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from paretoserve import quant
 from paretoserve.errors import InputError
 from paretoserve.interpolation import GridTable, Latency, gather
+from paretoserve.operators.grids import Rows, grid_table, of_kernel_measured_most, select
 from paretoserve.perfdb.tables import PerfTables
 from paretoserve.settings import Interpolation
 
@@ -99,11 +100,14 @@ class GenerationAttention:
         kv_heads: np.ndarray,
         batch: np.ndarray,
         kv_len: np.ndarray,
+        queries: int = 1,
     ) -> Latency:
-        """Latency of one decode step for `batch` sequences with `kv_len` cached tokens each."""
+        """Latency for `batch` sequences with `kv_len` cached tokens, `queries` new ones each."""
 
         def one(kv: int, *query: np.ndarray) -> Latency:
             grid = self.grid(kv_dtype, head_dim, window, kv)
+            # Heads with a KV head of their own share nothing.
+            query = fold_queries(grid, *query, queries, share=kv > 0)
             return grid(*query).at_least(self._traffic_ms(kv_dtype, head_dim, window, kv)(*query))
 
         return _per_kv_heads(one, heads, kv_heads, batch, kv_len)
@@ -153,7 +157,7 @@ def _per_kv_heads(
 
 def _grid(
     tables: PerfTables,
-    rows: dict[str, np.ndarray],
+    rows: Rows,
     kv: int,
     axes: tuple[str, str, str],
     trend: Callable[..., np.ndarray],
@@ -167,17 +171,27 @@ def _grid(
             f"{tables}: no attention was measured with {kv or 'as many'} KV heads per GPU"
             f"{'' if kv else ' as heads'}; measured: {measured}"
         )
-    kernels, counts = np.unique(rows["kernel"][mine].astype(str), return_counts=True)
-    mine &= rows["kernel"] == kernels[np.argmax(counts)]
-    coordinates, index = zip(
-        *(np.unique(rows[name][mine], return_inverse=True) for name in axes), strict=True
-    )
-    values = np.full([len(axis) for axis in coordinates], np.nan)
-    values[index] = rows["latency_ms"][mine]
-    return GridTable(
-        coordinates,
-        values,
+    return grid_table(
+        of_kernel_measured_most(select(rows, mine)),
+        axes,
         trend,
         neighbour_axis=0,
         neighbour_gain=settings.attention_neighbour_gain,
     )
+
+
+def fold_queries(
+    grid: GridTable,
+    heads: np.ndarray,
+    batch: np.ndarray,
+    kv_len: np.ndarray,
+    queries: int,
+    share: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The query of a grid (heads, batch, kv_len) that costs what several new tokens each cost.
+
+    New tokens of one sequence share the read of its cache, as heads do: they count as further
+    heads as far as heads were measured, and as further sequences beyond.
+    """
+    as_heads = np.clip(grid.axes[0][-1] // heads, 1, queries if share else 1)
+    return heads * as_heads, batch * queries / as_heads, kv_len

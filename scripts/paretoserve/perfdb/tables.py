@@ -1,7 +1,7 @@
 """Open the measured tables of one (system, backend, version); each is read once, when asked for."""
 
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,17 @@ from paretoserve.errors import InputError
 from paretoserve.hardware import System, load_system
 from paretoserve.perfdb import manifest
 
+# Wide expert parallelism was measured with a few releases of each engine: they stand for all.
+OF_ANY_RELEASE = (
+    "wideep_moe",
+    "wideep_context_moe",
+    "wideep_generation_moe",
+    "deepep_normal",
+    "deepep_ll",
+    "moe_a2a",
+    "trtllm_alltoall",
+)
+
 
 class PerfTables:
     """Measured operator latencies of one engine version on one system."""
@@ -19,7 +30,7 @@ class PerfTables:
     def __init__(self, system: str, backend: str, version: str):
         self.backend, self.version = backend, version
         self._system_name = system
-        self._tables: dict[str, pa.Table] = {}
+        self._tables: dict[tuple[str, str], pa.Table] = {}
 
     @cached_property
     def system(self) -> System:
@@ -28,12 +39,33 @@ class PerfTables:
     def __str__(self) -> str:
         return f"{self.system.name} {self.backend} {self.version}"
 
-    def rows(self, operator: str, **where: str | int) -> dict[str, np.ndarray]:
+    def releases(self, operator: str) -> Sequence[str]:
+        """Versions whose table of `operator` stands for this version, the nearest first.
+
+        The version itself; of operators OF_ANY_RELEASE also the earlier ones, newest first, then
+        the later ones. Empty where there is none.
+        """
+        loaded = manifest.load()
+        known = loaded.versions(self.system.name, self.backend)
+        here = known.index(self.version) if self.version in known else len(known)
+        order = [self.version]
+        if operator in OF_ANY_RELEASE:
+            order += [*known[:here][::-1], *known[here + 1 :]]
+        return [
+            version
+            for version in order
+            if (self.system.name, self.backend, version, operator) in loaded.tables
+        ]
+
+    def rows(
+        self, operator: str, *, release: str | None = None, **where: str | int
+    ) -> dict[str, np.ndarray]:
         """Columns of the rows whose keys equal `where`; text columns stay text.
 
-        InputError says which values were measured when the filter leaves no row.
+        Of this version, or of another `release`. InputError says which values were measured when
+        the filter leaves no row.
         """
-        table = self._open(operator)
+        table = self._open(operator, release or self.version)
         for column, wanted in where.items():
             kept = table.filter(pc.equal(table[column], wanted))
             if not kept.num_rows:
@@ -50,17 +82,15 @@ class PerfTables:
         }
 
     def distinct(self, operator: str, columns: tuple[str, ...]) -> set[tuple]:
-        """Distinct combinations of some key columns."""
-        rows = self._open(operator).select(columns).group_by(columns).aggregate([])
+        """Distinct combinations of some key columns, in the engine's own version."""
+        rows = self._open(operator, self.version).select(columns).group_by(columns).aggregate([])
         return set(zip(*(rows[name].to_pylist() for name in columns), strict=True))
 
-    def _open(self, operator: str) -> pa.Table:
-        if operator not in self._tables:
-            self._tables[operator] = manifest.read(self._file(operator))
-        return self._tables[operator]
-
-    def _file(self, operator: str) -> Path:
-        engine = self.backend, self.version
-        if operator in ("nccl", "oneccl"):
-            engine = self.system.collectives(*engine)
-        return paths.table_file(self.system.name, *engine, operator)
+    def _open(self, operator: str, version: str) -> pa.Table:
+        if (operator, version) not in self._tables:
+            engine = self.backend, version
+            if operator in ("nccl", "oneccl"):
+                engine = self.system.collectives(*engine)
+            file = paths.table_file(self.system.name, *engine, operator)
+            self._tables[operator, version] = manifest.read(file)
+        return self._tables[operator, version]

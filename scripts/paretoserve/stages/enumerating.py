@@ -59,7 +59,8 @@ def _candidates(work: Work) -> pa.Table:
         estimation().activations,
         requests=batch,
         request_tokens=work.isl + (work.osl if decodes else 0),
-        step_tokens=ctx_tokens + (batch if decodes else 0),
+        step_tokens=ctx_tokens + (batch * (work.nextn + 1) if decodes else 0),
+        nextn=work.nextn,
     )
     fits = memory.total <= memory.limit
     refused = np.array([key for key, _ in found.refused], np.int64).reshape(-1, 5)

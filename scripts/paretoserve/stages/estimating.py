@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from paretoserve import schemas
 from paretoserve.errors import InputError
-from paretoserve.estimator import Layout, Step, StepLatency, step_latency
+from paretoserve.estimator import Layout, Mtp, Step, StepLatency, step_latency
 from paretoserve.experiments.plan import Group, Work
 from paretoserve.interpolation import PROVENANCE
 from paretoserve.memory import kv_cache_bytes_per_token
@@ -83,7 +83,15 @@ def _price(work: Work, candidates: pa.Table, kernels: Kernels) -> dict[str, Step
         step = Step(
             prefill_tokens, prompts, isl, decoding, np.broadcast_to(kv_len, (count, len(kv_len)))
         )
-        return step_latency(model, precision, layout, step, kernels)
+        return step_latency(
+            model,
+            precision,
+            layout,
+            step,
+            kernels,
+            mtp=Mtp(work.nextn),
+            wide_ep=work.enable_wide_ep,
+        )
 
     if work.worker.role == "prefill":
         return {"prefill": price(ctx_tokens, batch, none, np.ones(1))}
@@ -112,7 +120,9 @@ def _layout(candidates: pa.Table) -> Layout:
 def _kv_bytes(work: Work, candidates: pa.Table) -> np.ndarray:
     """Of one prompt on one GPU, which holds the layers of its pipeline stage."""
     layout = _layout(candidates)
-    per_token = kv_cache_bytes_per_token(find_model(work.model_name), precision_of(work), layout)
+    per_token = kv_cache_bytes_per_token(
+        find_model(work.model_name), precision_of(work), layout, work.nextn
+    )
     return per_token * work.isl / layout.pp
 
 
