@@ -11,6 +11,7 @@ from paretoserve.interpolation import (
     GridTable,
     Latency,
     SiteTable,
+    local_fit,
 )
 
 NAN = np.nan
@@ -107,3 +108,27 @@ def test_below_the_bound_is_raised_and_said():
     found = Latency(np.array([1.0, 3.0]), np.zeros(2, np.int8)).at_least(np.array([2.0, 2.0]))
     assert found.ms.tolist() == [2.0, 3.0]
     assert found.provenance.tolist() == [SPEED_OF_LIGHT, MEASURED]
+
+
+def test_curves_go_on_with_the_slope_of_their_last_stretch():
+    # From x = 4 to 16 by 2 ms per unit of the trend: that line goes on, marked.
+    x, ms = np.array([1.0, 4.0, 8.0, 16.0]), np.array([4.0, 18.0, 27.0, 42.0])
+    table = GridTable([x], ms, lambda at: at + 0.0)
+    table.carry_on(np.array([32.0, 64.0]), reach=4, slopes=(0.3, 3.0))
+    found = table(np.array([16.0, 32.0, 48.0, 64.0, 128.0]))
+    # At 64 the ratio is 138 / 64, and beyond it is held.
+    assert found.ms == pytest.approx([42, 74, 106, 138, 276])
+    assert found.provenance.tolist() == [MEASURED, *[EXTRAPOLATED] * 4]
+
+
+def test_slope_of_the_last_stretch_keeps_near_the_last_ratio():
+    # Flat, then falling: 0.3 times the ratio of 2 ms per unit is the least slope that is believed.
+    table = GridTable([np.array([4.0, 8.0])], np.array([20.0, 16.0]), lambda at: at + 0.0)
+    table.carry_on(np.array([16.0]), reach=4, slopes=(0.3, 3.0))
+    assert table(np.array([16.0])).ms == pytest.approx([16 + 0.3 * 2 * 8])
+
+
+def test_local_fit_is_exact_for_a_plane():
+    offset = np.array([[[1.0, 0], [0, 1], [-1, 0], [0, -1], [2, 1]]])
+    plane = (5 + 3 * offset[..., 0] - 2 * offset[..., 1])[..., None]
+    assert local_fit(offset, plane) == pytest.approx(np.array([[5.0]]), rel=0.02)

@@ -79,8 +79,8 @@ def test_a_model_without_the_layer_is_refused(kernels):
 def test_memory_of_the_extra_layer():
     """DeepSeek-V3 is published with 671 B parameters, and 14 B more for this.
 
-    Those are one more layer with its projection of 2 x 7168 x 7168 (11.6 B), and copies of embedding
-    and vocabulary projection (1.9 B), which engines share with the model's own.
+    Those are one more layer with its projection of 2 x 7168 x 7168 (11.6 B), and copies of the
+    embedding and vocabulary projection (1.9 B), which engines share with the model's own.
     """
     model = find_model("DEEPSEEK_V3")
     sixteen_bit = Precision("float16", "float16", "float16", "float16")

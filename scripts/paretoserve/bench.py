@@ -70,6 +70,21 @@ def _held_out(kernels: Kernels) -> Iterator[tuple[str, Errors]]:
     generation = _grids(kernels, "generation_attention", ("kv_dtype", "head_dim", "window"))
     yield "generation attention, position", [grid.held_out(2) for grid in generation]
     yield "generation attention, batch", [grid.held_out(1) for grid in generation]
+    latent = kernels.latent_attention
+    context = [latent.context_grid("float16", kv) for kv in ("float16", "fp8")]
+    yield "context latent attention, isl", [grid.held_out(1) for grid in context]
+    generation = [latent.generation_grid(kv) for kv in ("float16", "fp8")]
+    yield "generation latent attention, position", [grid.held_out(2) for grid in generation]
+    yield "generation latent attention, batch", [grid.held_out(1) for grid in generation]
+    experts = [
+        kernels.experts().tables(dtype, distribution)
+        for dtype in ("float16", "fp8", "fp8_block")
+        for distribution in ("power_law_1.01", "power_law_1.2")
+    ]
+    curves = [table.grid(tuple(shape)) for table in experts for shape in table.shapes.tolist()]
+    yield "experts, one token count", [curve.held_out(0) for curve in curves]
+    yield "experts, a whole split", [table.held_out(same=6) for table in experts]
+    yield "experts, a whole model", [table.held_out(same=4) for table in experts]
 
 
 def _grids(kernels: Kernels, operator: str, keys: tuple[str, ...]) -> list[GridTable]:

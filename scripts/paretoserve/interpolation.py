@@ -144,6 +144,29 @@ class GridTable:
             provenance = np.where(outside, EXTRAPOLATED, provenance)
         return Latency(value.reshape(shape), provenance.reshape(shape))
 
+    def carry_on(self, farther: np.ndarray, reach: float, slopes: tuple[float, float]) -> None:
+        """Append coordinates to the last axis; values go on along a line against the trend.
+
+        Its slope is that over the last factor `reach` of the axis, within `slopes` times the last
+        ratio to the trend.
+        """
+        axis = self.axes[-1]
+        first = np.searchsorted(axis, axis[-1] / reach)
+        trend = self.trend(*np.meshgrid(*self.axes[:-1], farther, indexing="ij", sparse=True))
+        trend = np.broadcast_to(trend, (*self.values.shape[:-1], len(farther)))
+        last, at_last = self.values[..., -1:], self._trend_on_grid[..., -1:]
+        rise = last - self.values[..., first, None]
+        run = at_last - self._trend_on_grid[..., first, None]
+        ratio = last / at_last
+        slope = np.divide(rise, run, out=ratio.copy(), where=run > 0)
+        slope = np.clip(slope, slopes[0] * ratio, slopes[1] * ratio)
+        self.axes[-1] = np.concatenate([axis, farther])
+        self._trend_on_grid = np.concatenate([self._trend_on_grid, trend], axis=-1)
+        self._measured = np.concatenate([self._measured, np.full(trend.shape, np.nan)], axis=-1)
+        self.values = np.concatenate([self.values, last + slope * (trend - at_last)], axis=-1)
+        unknown = np.full(trend.shape, EXTRAPOLATED, np.int8)
+        self.provenance = np.concatenate([self.provenance, unknown], axis=-1)
+
     def measured_points(self) -> tuple[np.ndarray, ...]:
         """Coordinates of every measured point, one array per axis, then their ms."""
         index = np.nonzero(np.isfinite(self._measured))

@@ -21,6 +21,15 @@ class Interpolation:
 
 
 @dataclass(frozen=True)
+class Beyond:
+    """How curves over tokens go on beyond their last point, up to `tokens`."""
+
+    tokens: int
+    reach: float
+    slopes: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class ExchangeTable:
     """A table that holds an engine's exchange of tokens between experts, and which of its rows."""
 
@@ -40,7 +49,7 @@ class Experts:
     dispatched_dtypes: dict[str, tuple[str, ...]]
     gathered_bytes: dict[str, dict[str, float]]
     shape_neighbours: int
-    tokens_beyond: tuple[int, ...]
+    beyond: Beyond
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def _experts(spec: dict[str, Any]) -> Experts:
             **spec,
             "exchange": exchange,
             "dispatched_dtypes": {k: tuple(v) for k, v in spec["dispatched_dtypes"].items()},
-            "tokens_beyond": tuple(spec["tokens_beyond"]),
+            "beyond": Beyond(**spec["beyond"]),
         }
     )
 

@@ -18,7 +18,7 @@ from paretoserve import quant
 from paretoserve.errors import InputError
 from paretoserve.interpolation import EXTRAPOLATED, GridTable, Latency, Trend
 from paretoserve.models.dimensions import MoEFFN
-from paretoserve.operators.grids import Rows, ShapeTables, grid_table, select
+from paretoserve.operators.grids import Rows, ShapeTables, select, token_grid
 from paretoserve.perfdb.tables import PerfTables
 from paretoserve.settings import ExchangeTable, Experts
 
@@ -109,7 +109,7 @@ class Exchange:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _grid(self, rows: Rows, trend: Trend) -> GridTable:
-        return grid_table(rows, ("gpus", "tokens"), trend, self._settings.tokens_beyond)
+        return token_grid(rows, ("gpus", "tokens"), trend, self._settings.beyond)
 
     def _trend_of(self, width: float):
         """trend(*shape) -> trend(gpus, tokens) in ms."""

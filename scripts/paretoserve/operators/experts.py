@@ -19,7 +19,7 @@ from paretoserve import quant
 from paretoserve.errors import InputError
 from paretoserve.interpolation import EXTRAPOLATED, GridTable, Latency, Trend
 from paretoserve.models.dimensions import MoEFFN
-from paretoserve.operators.grids import Rows, ShapeTables, grid_table, select
+from paretoserve.operators.grids import Rows, ShapeTables, select, token_grid
 from paretoserve.perfdb.tables import PerfTables
 from paretoserve.settings import Experts as Settings
 
@@ -90,7 +90,7 @@ class Experts:
         )
 
     def _grid(self, rows: Rows, trend: Trend) -> GridTable:
-        return grid_table(rows, ("tokens",), trend, self._settings.tokens_beyond)
+        return token_grid(rows, ("tokens",), trend, self._settings.beyond)
 
     def _trend(self, dtype: str, *shape: int) -> Trend:
         work, launch_ms = self._work(dtype, *shape), self._tables.system.kernel_launch_s * 1e3

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 
 from paretoserve.interpolation import EXTRAPOLATED, GridTable, Latency, Trend, local_fit
+from paretoserve.settings import Beyond
 
 Rows = dict[str, np.ndarray]
 
@@ -14,24 +15,27 @@ def grid_table(
     rows: Rows,
     axes: Sequence[str],
     trend: Trend,
-    beyond: Sequence[float] = (),
     neighbour_axis: int | None = None,
     neighbour_gain: float = 0.0,
 ) -> GridTable:
-    """Grid over the columns `axes` of `rows`, the fastest row where a coordinate has several.
-
-    `beyond` are coordinates of the last axis to which the last slope against the trend is carried
-    on; farther out the ratio to the trend is held.
-    """
+    """Grid over the columns `axes` of `rows`, the fastest row where a coordinate has several."""
     coordinates, index = zip(
         *(np.unique(rows[axis], return_inverse=True) for axis in axes), strict=True
     )
-    farther = [at for at in beyond if at > coordinates[-1][-1]]
-    coordinates = [*coordinates[:-1], np.append(coordinates[-1], farther)]
     values = np.full([len(axis) for axis in coordinates], np.inf)
     np.minimum.at(values, index, rows["latency_ms"].astype(float))
     values[np.isinf(values)] = np.nan
     return GridTable(coordinates, values, trend, neighbour_axis, neighbour_gain)
+
+
+def token_grid(rows: Rows, axes: Sequence[str], trend: Trend, beyond: Beyond) -> GridTable:
+    """Grid whose last axis is tokens: its curves go on beyond their last point."""
+    table = grid_table(rows, axes, trend)
+    last = table.axes[-1][-1]
+    if last < beyond.tokens:
+        doublings = np.arange(1, np.ceil(np.log2(beyond.tokens / last)) + 1)
+        table.carry_on(last * 2**doublings, beyond.reach, beyond.slopes)
+    return table
 
 
 def of_kernel_measured_most(rows: Rows) -> Rows:

@@ -216,4 +216,4 @@ def check_measured(spec: MLA) -> None:
 
 def _grid(rows: Rows, axes: tuple[str, ...], trend: Trend, settings: Interpolation) -> GridTable:
     gain = settings.attention_neighbour_gain
-    return grid_table(of_kernel_measured_most(rows), axes, trend, (), 0, gain)
+    return grid_table(of_kernel_measured_most(rows), axes, trend, 0, gain)
