@@ -33,9 +33,12 @@ PUBLISHED = {
     "QWEN3_32B": 32_762_123_264,
     "MOE_Mixtral8x7B": 46_702_792_704,
     "MOE_Mixtral8x22B": 140_620_634_112,
+    "QWEN3_30B_A3B": 30_532_122_624,
     "QWEN3_235B": 235_093_634_560,
     "QWEN3_480B": 480_154_875_392,
     "DEEPSEEK_V3": 671e9,  # the paper's count, without the MTP layer
+    "KIMI_K2": 1.03e12,  # its safetensors, 1.0 T in the report
+    "Nemotron_super_v1.1": 49_867_145_216,
 }
 
 TINY = {
@@ -100,6 +103,31 @@ def test_layer_groups_of_a_model_that_starts_dense():
     )
     assert model.is_moe
     assert model.mtp_layers == 1
+
+
+def test_blocks_of_a_pruned_model_may_lack_attention():
+    model = find_model("nvidia/Llama-3_3-Nemotron-Super-49B-v1")
+    assert model.num_layers == 80
+    attention = GQA(heads=64, kv_heads=8, head_dim=128)
+    # 2.625 x 8192 x 2 / 3 = 14336 is a multiple of 256, 8192 x 2 / 3 = 5461 is rounded up to 5632.
+    assert model.layers[0] == (1, LayerSpec(attention, DenseFFN(14336)))
+    kinds = {(layer.attention, layer.ffn.inter) for _, layer in model.layers}
+    assert (None, 5632) in kinds
+    assert sum(count for count, layer in model.layers if layer.attention) == 49
+
+
+@pytest.mark.parametrize(
+    ("blocks", "sentence"),
+    [
+        ([], "0 blocks, not one for each hidden layer"),
+        ([{}, {}], "is missing"),
+        ([{"attention": {"no_op": True}, "ffn": {"ffn_mult": None}}] * 2, "a positive number"),
+        ([{"attention": {"n_heads_in_group": 3}, "ffn": {"no_op": True}}] * 2, "3 does not divide"),
+    ],
+)
+def test_wrong_block_is_one_sentence(blocks, sentence):
+    with pytest.raises(InputError, match=sentence):
+        parse(architectures=["DeciLMForCausalLM"], block_configs=blocks)
 
 
 def test_layer_groups_follow_the_order_of_layers():

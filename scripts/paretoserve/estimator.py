@@ -227,9 +227,8 @@ def _operators(run: _Pass) -> Operators:
 
 
 def _layer(layer: LayerSpec, run: _Pass) -> Operators:
-    for spec in (layer.attention, layer.ffn):
-        if spec is not None:
-            yield from _BLOCKS[type(spec)](spec, run)
+    for spec in layer.parts:
+        yield from _BLOCKS[type(spec)](spec, run)
 
 
 def _logits(run: _Pass, rows: np.ndarray) -> Latency:

@@ -108,8 +108,7 @@ def kv_cache_bytes_per_token(
 def _layer_bytes(
     layer: LayerSpec, hidden: int, precision: Precision, layout: Layout
 ) -> np.ndarray | float:
-    parts = [part for part in (layer.attention, layer.ffn) if part is not None]
-    return sum(_WEIGHTS[type(part)](part, hidden, precision, layout) for part in parts)
+    return sum(_WEIGHTS[type(part)](part, hidden, precision, layout) for part in layer.parts)
 
 
 def _gqa(spec: GQA, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:

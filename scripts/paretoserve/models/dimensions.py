@@ -70,10 +70,15 @@ class MoEFFN:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer: what it attends with, then what it transforms with."""
+    """One layer: what it attends with, then what it transforms with; None: it leaves that out."""
 
-    attention: GQA | MLA
-    ffn: DenseFFN | MoEFFN
+    attention: GQA | MLA | None
+    ffn: DenseFFN | MoEFFN | None
+
+    @property
+    def parts(self) -> tuple[GQA | MLA | DenseFFN | MoEFFN, ...]:
+        """What the layer has, each behind a norm of its own."""
+        return tuple(part for part in (self.attention, self.ffn) if part is not None)
 
 
 @dataclass(frozen=True)
@@ -110,9 +115,9 @@ class Model:
 def param_count(model: Model) -> int:
     """Parameters of `model`, without its MTP layers."""
     embeddings = model.hidden * model.vocab * (1 if model.tied_embeddings else 2)
-    norms = model.hidden * (2 * model.num_layers + 1)
     layers = sum(
-        count * (layer.attention.params(model.hidden) + layer.ffn.params(model.hidden))
+        count * (part.params(model.hidden) + model.hidden)  # each part has a norm before it
         for count, layer in model.layers
+        for part in layer.parts
     )
-    return embeddings + norms + layers
+    return embeddings + layers + model.hidden

@@ -202,6 +202,36 @@ def _deepseek_v3(fields: Fields, index: int) -> LayerSpec:
     return LayerSpec(attention, experts)
 
 
+def _nemotron_nas(fields: Fields, index: int) -> LayerSpec:
+    """A pruned Llama: `block_configs` says of each block which part is left, and how much of it."""
+    heads, hidden = fields.integer("num_attention_heads"), fields.integer("hidden_size")
+    blocks = fields.typed("block_configs", list, [])
+    if len(blocks) != fields.integer("num_hidden_layers"):
+        raise fields.error("block_configs", f"{len(blocks)} blocks, not one for each hidden layer")
+    parts = {}
+    for part, size in (("attention", "n_heads_in_group"), ("ffn", "ffn_mult")):
+        where = f"block_configs[{index}].{part}"
+        block = blocks[index].get(part) if isinstance(blocks[index], dict) else None
+        if not isinstance(block, dict):
+            raise fields.error(where, "is missing")
+        if block.get("replace_with_linear") or block.get("window_length"):
+            raise fields.error(where, "linear and windowed parts are not supported")
+        value = None if block.get("no_op") else block.get(size)
+        if not block.get("no_op") and not (isinstance(value, int | float) and value > 0):
+            raise fields.error(f"{where}.{size}", f"got {value!r}, must be a positive number")
+        parts[part] = value
+    group, multiple = parts["attention"], parts["ffn"]
+    if group is not None and heads % group:
+        raise fields.error(f"block_configs[{index}]", f"{group} does not divide {heads} heads")
+    attention = group and GQA(heads=heads, kv_heads=int(heads // group), head_dim=hidden // heads)
+    return LayerSpec(attention, multiple and DenseFFN(_nemotron_width(multiple, hidden)))
+
+
+def _nemotron_width(multiple: float, hidden: int) -> int:
+    """Two thirds of multiple x hidden, in whole blocks of 256, as NVIDIA's DeciLM code rounds it."""
+    return -(-int(2 * multiple * hidden / 3) // 256) * 256
+
+
 LAYERS: dict[str, Callable[[Fields, int], LayerSpec]] = {
     "LlamaForCausalLM": _llama,
     "Qwen2ForCausalLM": _qwen2,
@@ -209,6 +239,7 @@ LAYERS: dict[str, Callable[[Fields, int], LayerSpec]] = {
     "Qwen3MoeForCausalLM": _qwen3_moe,
     "MixtralForCausalLM": _mixtral,
     "DeepseekV3ForCausalLM": _deepseek_v3,
+    "DeciLMForCausalLM": _nemotron_nas,
 }
 
 QUANT_METHODS = {
