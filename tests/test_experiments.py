@@ -24,6 +24,7 @@ from paretoserve.experiments.loading import (
 )
 from paretoserve.experiments.plan import Ask, Group, label, make_plan, works
 from paretoserve.experiments.resolving import fields_of, resolve_all
+from paretoserve.models.dimensions import MLA
 
 SCHEMA = json.loads(paths.EXPERIMENT_SCHEMA.read_bytes())
 DEFAULTS = yaml.safe_load(paths.DEFAULTS.read_bytes())
@@ -62,25 +63,22 @@ class Catalogue:
     def sm_version(self, system):
         return GENERATIONS[system]
 
-    def backends(self, system):
+    def backends(self, system, model):
         return [backend for found, backend in GEMM_MODES if found == system]
 
-    def versions(self, system, backend):
+    def versions(self, system, backend, model):
         return list(GEMM_MODES.get((system, backend), {}))
 
-    def quant_modes(self, system, backend, version):
+    def precisions(self, system, backend, version, model):
         gemm = GEMM_MODES[system, backend][version].split()
         attention = [mode for mode in gemm if mode in ("float16", "fp8")]
-        fmha = ["float16"] if backend == "vllm" else attention
-        return {
-            "gemm_quant_mode": gemm,
-            "kvcache_quant_mode": attention,
-            "fmha_quant_mode": fmha,
-        }
+        latent = any(isinstance(layer.attention, MLA) for _, layer in model.layers)
+        fmha = ["float16"] if backend == "vllm" or latent else attention
+        return list(product(gemm, attention, fmha))
 
-    def attention_modes(self, system, backend, version, head_dim, window):
-        modes = self.quant_modes(system, backend, version)
-        return list(product(modes["kvcache_quant_mode"], modes["fmha_quant_mode"]))
+    def expert_modes(self, system, backend, version, model):
+        gemm = GEMM_MODES[system, backend][version].split()
+        return [mode for mode in gemm if mode != "fp8_block"], [*gemm, "w4afp8"]
 
 
 def resolve(**fields) -> Experiment:
@@ -125,58 +123,6 @@ def test_schema_documents_every_field_and_the_defaults_in_use():
     checked: set[str] = set()
     check(SCHEMA["$defs"]["experiment"], {**DEFAULTS["experiment"], "config": DEFAULTS["config"]})
     assert checked >= {*DEFAULTS["experiment"], "nextn", "max_gpu_per_replica", "top_n"}
-
-
-def test_the_guides_longest_example_is_valid_but_not_yet_answered():
-    worker = """
-      gemm_quant_mode: "fp8_block"
-      moe_quant_mode: "fp8_block"
-      kvcache_quant_mode: "float16"
-      fmha_quant_mode: "float16"
-      comm_quant_mode: "half"
-      num_gpu_per_worker: [4, 8]
-      tp_list: [1, 2, 4, 8]
-      pp_list: [1]
-      dp_list: [1, 2, 4, 8]
-      moe_tp_list: [1]
-      moe_ep_list: [1, 2, 4, 8]
-"""
-    said = refusal(
-        yaml.safe_load(f"""
-exps: [exp_disagg_full]
-exp_disagg_full:
-  mode: "patch"
-  serving_mode: "disagg"
-  model_name: "DEEPSEEK_V3"
-  total_gpus: 32
-  system_name: "h200_sxm"
-  decode_system_name: "h200_sxm"
-  backend_name: "trtllm"
-  backend_version: "0.20.0"
-  isl: 4000
-  osl: 1000
-  ttft: 1000.0
-  tpot: 40.0
-  enable_wide_ep: false
-  profiles: []
-  config:
-    nextn: 1
-    nextn_accept_rates: [0.85,0,0,0,0]
-    prefill_worker_config: {worker}
-    decode_worker_config: {worker}
-    replica_config:
-      num_gpu_per_replica: [8, 16, 24, 32]
-      max_gpu_per_replica: 128
-      max_prefill_worker: 32
-      max_decode_worker: 32
-    advanced_tuning_config:
-      prefill_correction_scale: 0.9
-      decode_correction_scale: 0.92
-      prefill_max_batch_size: 1
-      decode_max_batch_size: 512
-""")
-    )
-    assert "'exp_disagg_full', field 'model_name': DEEPSEEK_V3 is a mixture of experts" in said
 
 
 @pytest.mark.parametrize(
@@ -336,6 +282,59 @@ def test_default_precision(fields, expected):
         assert worker.comm_quant_mode == "half"
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        # The stub has these experts measured in fp8 and float16, others in fp8_block too.
+        ({"model_name": "QWEN3_235B"}, ("fp8_block", "fp8", "fp8", "fp8")),
+        ({"model_name": "DEEPSEEK_V3"}, ("fp8_block", "fp8", "fp8", "float16")),
+        ({"model_name": "deepseek-ai/DeepSeek-R1"}, ("fp8_block", "fp8_block", "fp8", "float16")),
+        ({"model_name": "MOE_Mixtral8x7B"}, ("fp8", "fp8", "fp8", "fp8")),
+        (
+            {"model_name": "DEEPSEEK_V3", "system_name": "gb200"},
+            ("nvfp4", "nvfp4", "fp8", "float16"),
+        ),
+    ],
+)
+def test_default_precision_of_experts_and_latent_attention(fields, expected):
+    for worker in resolve(**fields).workers:
+        gemm, kv_cache, attention = precision(worker)
+        assert (gemm, worker.moe_quant_mode, kv_cache, attention) == expected
+
+
+def test_default_search_of_a_model_with_experts():
+    prefill, decode = resolve(model_name="QWEN3_235B").workers
+    assert (prefill.dp_list, decode.dp_list) == ((1,), (1, 2, 4, 8))
+    assert prefill.moe_ep_list == decode.moe_ep_list == (1, 2, 4, 8)
+    assert prefill.moe_tp_list == decode.moe_tp_list == (1,)
+    agg = resolve(model_name="QWEN3_235B", serving_mode="agg", system_name="gb200_sxm").workers[0]
+    assert agg.dp_list == agg.moe_ep_list == agg.tp_list == agg.num_gpu_per_worker == (1, 2, 4, 8)
+
+
+def test_default_search_with_wide_expert_parallelism():
+    experiment = resolve(model_name="DEEPSEEK_V3", total_gpus=1024, enable_wide_ep=True)
+    prefill, decode = experiment.workers
+    assert prefill.num_gpu_per_worker == prefill.dp_list == prefill.moe_ep_list == (1, 2, 4, 8, 16)
+    assert decode.num_gpu_per_worker == decode.dp_list == decode.moe_ep_list
+    assert decode.moe_ep_list == (1, 2, 4, 8, 16, 32, 64)
+    assert decode.tp_list == (1, 2, 4, 8)
+    assert experiment.replica.num_gpu_per_replica is None
+    assert experiment.replica.max_gpu_per_replica == 512
+    given = resolve(
+        model_name="DEEPSEEK_V3",
+        enable_wide_ep=True,
+        config={"decode_worker_config": {"moe_ep_list": [32]}},
+    )
+    assert given.worker("decode").moe_ep_list == (32,)
+
+
+def test_drafts_where_the_model_has_a_layer_for_them():
+    assert [resolve(model_name=name).nextn for name in ("DEEPSEEK_V3", "KIMI_K2")] == [1, 0]
+    assert resolve(model_name="DEEPSEEK_V3").nextn_accept_rates == (0.85,)
+    off = resolve(model_name="DEEPSEEK_V3", config={"nextn": 0})
+    assert (off.nextn, off.nextn_accept_rates) == (0, ())
+
+
 def test_config_patches_over_profiles_and_defaults():
     config = {
         "prefill_worker_config": {"gemm_quant_mode": "bfloat16", "tp_list": [4]},
@@ -370,6 +369,7 @@ def test_replace_takes_nothing_from_the_defaults():
         {"serving_mode": "agg", "top_n": 5, "config": {"worker_config": {"tp_list": [2, 4]}}},
         {"system_name": "b200_sxm", "decode_system_name": "h200_sxm", "ttft": 300.5},
         {"config": {"replica_config": {"num_gpu_per_replica": None, "max_gpu_per_replica": 0}}},
+        {"model_name": "DEEPSEEK_V3", "enable_wide_ep": True, "config": {"nextn": 2}},
     ],
 )
 def test_a_resolved_experiment_can_be_written_down_in_full(fields):
@@ -387,10 +387,11 @@ def test_versions():
     pinned = resolve(**two, backend_version="1.0.0rc6", decode_backend_version="1.0.0rc3")
     assert [worker.version for worker in pinned.workers] == ["1.0.0rc6", "1.0.0rc3"]
     assert refusal({"exp": {**ASKED, "backend_version": "1.0.0"}}).endswith(
-        "'backend_version': got '1.0.0', measured for trtllm on h200_sxm: 1.0.0rc3, 1.3.0rc20"
+        "'backend_version': got '1.0.0', measured for QWEN3_32B with trtllm on h200_sxm: "
+        "1.0.0rc3, 1.3.0rc20"
     )
     assert refusal({"exp": {**ASKED, "backend_name": "sglang"}}).endswith(
-        "no measured tables of sglang for h200_sxm; backends that have them: trtllm, vllm"
+        "no measured tables of sglang for QWEN3_32B on h200_sxm; backends that have them: trtllm, vllm"
     )
 
 
@@ -421,11 +422,23 @@ def test_sizes_of_a_replica(config, total_gpus, sizes):
     ("fields", "sentence"),
     [
         ({"model_name": "QWEN_32B"}, "'model_name': unknown model 'QWEN_32B' (did you mean"),
-        ({"model_name": "MOE_Mixtral8x7B"}, "'model_name': MOE_Mixtral8x7B is a mixture of"),
         ({"system_name": "h300"}, "'system_name': unknown system 'h300'"),
         ({"decode_system_name": "h300"}, "'decode_system_name': unknown system 'h300'"),
         ({"enable_wide_ep": True}, "'enable_wide_ep': got true, but QWEN3_32B has no experts"),
         ({"config": {"nextn": 1}}, "'config.nextn': got 1, but QWEN3_32B has no layers for multi"),
+        (
+            {"model_name": "KIMI_K2", "config": {"nextn": 1}},
+            "'config.nextn': got 1, but KIMI_K2 has no layers for multi",
+        ),
+        (
+            {"model_name": "DEEPSEEK_V3", "config": {"nextn": 2, "nextn_accept_rates": [0.9]}},
+            "'config.nextn_accept_rates': got 1 rates, nextn 2 needs 2",
+        ),
+        (
+            {"model_name": "DEEPSEEK_V3", "profiles": ["fp8_default"]},
+            "fmha_quant_mode': fp8 is not measured for trtllm 1.3.0rc20 on h200_sxm; "
+            "measured: float16",
+        ),
         (
             {"config": {"decode_worker_config": {"dp_list": [1, 2]}}},
             "'config.decode_worker_config.dp_list': got [1, 2], but QWEN3_32B is dense",

@@ -11,12 +11,25 @@ from paretoserve.pareto import frontier
 from paretoserve.search import batch_sizes, layouts, prompt_budgets
 from paretoserve.serving import aggregated as agg
 from paretoserve.serving import disaggregated as disagg
-from paretoserve.settings import BackendRules
+from paretoserve.serving.mtp import expected_tokens_per_step
+from paretoserve.settings import BackendRules, backend_rules
+
+ANY_ENGINE = BackendRules("free", 0.9, chunked_prefill=False, step_tokens=(8192,))
 
 
-def served(batch, ctx_tokens, isl, osl, mixed_ms, decode_ms, prefill_scale=1.0, decode_scale=1.0):
+def served(
+    batch,
+    ctx_tokens,
+    isl,
+    osl,
+    mixed_ms,
+    decode_ms,
+    prefill_scale=1.0,
+    decode_scale=1.0,
+    tokens_per_step=1.0,
+):
     batch = np.array([batch])
-    steps = agg.mixed_steps(batch, np.array([ctx_tokens]), isl, osl)
+    steps = agg.mixed_steps(batch, np.array([ctx_tokens]), isl, osl, tokens_per_step)
     times = np.array([mixed_ms]), np.array([decode_ms])
     found = agg.aggregated(steps, batch, osl, *times, prefill_scale, decode_scale)
     return steps, *(float(x[0]) for x in (found.ttft_ms, found.tpot_ms, found.seq_per_s))
@@ -58,6 +71,32 @@ def test_bound_by_prefill_obeys_littles_law():
     assert ttft - queue - 5 == pytest.approx(200 - 4 * 10)
 
 
+def test_expected_tokens_of_a_step_with_drafts():
+    assert expected_tokens_per_step(0, []) == 1
+    assert expected_tokens_per_step(1, [0.85]) == pytest.approx(1.85)
+    # The second counts only when the first was accepted: 1 + 0.5 + 0.5 * 0.4.
+    assert expected_tokens_per_step(2, [0.5, 0.4]) == pytest.approx(1.7)
+    assert expected_tokens_per_step(3, [1, 1, 1]) == 4
+    assert expected_tokens_per_step(3, [0, 1, 1]) == 1
+    assert expected_tokens_per_step(1, [0.85, 0.3]) == pytest.approx(1.85)
+
+
+def test_drafts_take_fewer_steps_for_the_same_tokens():
+    # One request: 100 ms prompt, then 10 tokens in 5 steps of 8 ms.
+    _, ttft, tpot, rate = served(1, 1000, 1000, 11, 100.0, 8.0, tokens_per_step=2.0)
+    assert (ttft, tpot) == (100.0, 4.0)
+    assert rate == pytest.approx(1 / 0.140)
+    # Four requests, one prompt a step: during one lifetime of 1 + 40 / 2 steps 4 are mixed.
+    steps, _, tpot, rate = served(4, 100, 100, 41, 20.0, 8.0, tokens_per_step=2.0)
+    lifetime_ms = 4 * 20 + (21 - 4) * 8
+    assert steps.lifetime[0] == 21
+    assert tpot == pytest.approx((lifetime_ms - 20) / 40)
+    assert rate == pytest.approx(4 / lifetime_ms * 1e3)
+    # Bound by prefill: every step is mixed and gives two tokens.
+    steps, _, tpot, _ = served(50, 100, 100, 41, 20.0, 8.0, tokens_per_step=2.0)
+    assert (steps.mixed[0], steps.lifetime[0], tpot) == (50, 21, 10.0)
+
+
 def test_waiting_in_queues_of_one_and_two_servers():
     one, two = np.array([1]), np.array([2])
     # M/D/1: rho / (2 (1 - rho)). Two servers: Erlang C = 2 rho^2 / (1 + rho), halved.
@@ -71,16 +110,27 @@ def test_waiting_in_queues_of_one_and_two_servers():
     assert disagg.waiting_factor(one, np.array([1.0])) == np.inf
 
 
+def test_waiting_in_queues_of_more_servers_than_tabled():
+    many, most = np.array([1000]), np.array([disagg.MOST_SERVERS])
+    rho = np.array([0.9])
+    assert disagg.waiting_factor(many, rho) == disagg.waiting_factor(most, rho)
+    # Sakasegawa's approximation of M/M/c, rho^(sqrt(2 (c + 1)) - 1) / (c (1 - rho)), halved.
+    c = disagg.MOST_SERVERS
+    near = 0.9 ** (np.sqrt(2 * (c + 1)) - 1) / (c * 0.1) / 2
+    assert disagg.waiting_factor(most, rho) == pytest.approx([near], rel=0.1)
+
+
 RULES = disagg.ReplicaRules(None, 0, 32, 32)
 
 
-def matched(total_gpus, prefill, decode, rules=RULES, ttft_limit_ms=np.inf):
-    """One prefill worker kind (gpus, ms) and one decode kind (gpus, requests/s)."""
+def matched(total_gpus, prefill, decode, rules=RULES, ttft_limit_ms=np.inf, ranks=1):
+    """One prefill worker kind (gpus, ms of a pass) and one decode kind (gpus, requests/s)."""
     shapes = disagg.replica_shapes(prefill[0], decode[0], total_gpus, rules)
     return disagg.match(
         shapes,
         np.array([prefill[1]]),
-        np.array([1e3 / prefill[1]]),
+        np.array([ranks * 1e3 / prefill[1]]),
+        np.array([ranks]),
         np.zeros((1, len(shapes.x))),
         np.array([decode[1]]),
         0.9,
@@ -94,6 +144,18 @@ def test_rate_match_by_hand():
     found = matched(8, (1, 200.0), (4, 16.0))
     assert (found.x[0], found.y[0], found.replicas[0]) == (4, 1, 1)
     assert found.seq_per_s[0] == pytest.approx(14.72)
+
+
+def test_every_batch_in_flight_is_a_server():
+    # Prefill workers of 4 GPUs with 4 attention-dp ranks wait like 4 times as many of one rank each,
+    # in passes of the same length. Decode takes 16 GPUs, at more than prefill can feed.
+    wide = matched(20, (4, 200.0), (16, 99.0), ranks=4)
+    narrow = matched(20, (1, 200.0), (16, 99.0))
+    assert (wide.x[0], narrow.x[0]) == (1, 4)
+    assert wide.ttft_ms[0] == pytest.approx(narrow.ttft_ms[0])
+    # At 0.9 of capacity M/D/4 waits 0.98 passes, M/D/1 4.5.
+    lone = matched(17, (1, 200.0), (16, 99.0))
+    assert wide.ttft_ms[0] < 200 * 2 < lone.ttft_ms[0]
 
 
 def test_xpyd_is_chosen_for_the_cluster():
@@ -174,12 +236,63 @@ def test_frontier_agrees_with_brute_force():
     assert (np.diff(throughput[kept]) < 0).all()
 
 
+def sizes(layouts) -> list[tuple[int, ...]]:
+    kept = layouts.kept
+    columns = (kept.tp, kept.pp, kept.dp, kept.moe_tp, kept.moe_ep)
+    return [tuple(map(int, layout)) for layout in zip(*columns, strict=True)]
+
+
 def test_layouts_of_the_lists():
     model = find_model("QWEN2.5_7B")  # 28 heads, FFN width 18944
-    found = layouts(model, [1, 2, 4, 8], [1, 2, 4, 8], [1, 2], [1], [1], [1])
-    kept = list(zip(found.kept.tp.tolist(), found.kept.pp.tolist(), strict=True))
+    found = layouts(model, [1, 2, 4, 8], [1, 2, 4, 8], [1, 2], [1], [1], [1], ANY_ENGINE)
+    kept = [(tp, pp) for tp, pp, *_ in sizes(found)]
     assert kept == [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)]
     assert [reason for _, reason in found.refused] == ["tp 8 does not divide 28 attention heads"]
+
+
+def test_width_rule_by_hand():
+    """The GPUs of attention (tp * dp) are those of the experts (moe_tp * moe_ep)."""
+    model = find_model("DEEPSEEK_V3")
+    lists = [1, 2, 4]
+    # 4 GPUs: 3 ways to split attention (1x4, 2x2, 4x1) times 3 to split the experts.
+    found = layouts(model, [4], lists, [1], lists, lists, lists, ANY_ENGINE)
+    assert set(sizes(found)) == {
+        (tp, 1, dp, moe_tp, moe_ep)
+        for tp, dp in ((1, 4), (2, 2), (4, 1))
+        for moe_tp, moe_ep in ((1, 4), (2, 2), (4, 1))
+    }
+    # Two stages of 2 GPUs each make 4 as well.
+    found = layouts(model, [4], [2], [2], [1], [1], [2], ANY_ENGINE)
+    assert sizes(found) == [(2, 2, 1, 1, 2)]
+
+
+def test_engines_refuse_what_they_cannot_combine():
+    model, lists = find_model("DEEPSEEK_V3"), [1, 2, 4]
+    trtllm = layouts(model, [4], lists, [1], lists, [1], [4], backend_rules("trtllm"))
+    assert sizes(trtllm) == [(1, 1, 4, 1, 4), (4, 1, 1, 1, 4)]
+    refused = ((2, 1, 2, 1, 4), "the engine does not combine tp 2 with dp 2")
+    assert trtllm.refused == (refused,)
+    vllm = layouts(model, [4], [4], [1], [1], lists, lists, backend_rules("vllm"))
+    assert sizes(vllm) == [(4, 1, 1, 1, 4), (4, 1, 1, 4, 1)]
+    sglang = layouts(model, [4], lists, [1], lists, [1], [4], backend_rules("sglang"))
+    assert sizes(sglang) == [(1, 1, 4, 1, 4), (2, 1, 2, 1, 4), (4, 1, 1, 1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "reason"),
+    [
+        ("MOE_Mixtral8x7B", (16, 1, 1, 1, 16), "moe_ep 16 does not divide 8 experts"),
+        ("QWEN3_30B_A3B", (32, 1, 1, 32, 1), ""),  # 32 heads, experts 768 = 32 * 24 wide
+        ("QWEN3_30B_A3B", (1, 1, 512, 512, 1), "moe_tp 512 does not divide the expert width 768"),
+        ("Nemotron_super_v1.1", (128, 1, 1, 1, 1), "tp 128 does not divide 64 attention heads"),
+    ],
+)
+def test_layouts_divide_the_model(name, layout, reason):
+    tp, pp, dp, moe_tp, moe_ep = layout
+    lists = ([tp * pp * dp], [tp], [pp], [dp], [moe_tp], [moe_ep])
+    found = layouts(find_model(name), *lists, ANY_ENGINE)
+    assert found.refused == (((layout, reason),) if reason else ())
+    assert sizes(found) == ([] if reason else [layout])
 
 
 def test_batch_sizes_are_dense_below_and_thin_above():

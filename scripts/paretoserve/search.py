@@ -1,20 +1,22 @@
 """The worker candidates of a search: every allowed layout, batch size and prompt budget.
 
 Layouts: products of the lists that use an allowed number of GPUs (tp * pp * dp) and keep the width
-rule tp * dp = moe_tp * moe_ep; they must divide the model's heads and FFN.
+rule tp * dp = moe_tp * moe_ep: the GPUs that share attention are those that share the experts. They
+must divide the model's heads, experts and widths, and be such as the engine can run
+(config/backends.yaml).
 Batch sizes: all up to a limit, thinned to the same number per octave.
 Prompt budgets of aggregated workers: the engine's step sizes (config/backends.yaml), cut to whole
 prompts where prompts are not split, and never more prompts than there are other requests.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from itertools import product
 
 import numpy as np
 
 from paretoserve.estimator import Layout
-from paretoserve.models.dimensions import Model
+from paretoserve.models.dimensions import GQA, MLA, DenseFFN, Model, MoEFFN
 from paretoserve.settings import BackendRules
 
 
@@ -34,6 +36,7 @@ def layouts(
     dp: Iterable[int],
     moe_tp: Iterable[int],
     moe_ep: Iterable[int],
+    rules: BackendRules,
 ) -> Layouts:
     """Every layout of the lists, in their order, without repeats."""
     allowed = set(num_gpu_per_worker)
@@ -42,7 +45,8 @@ def layouts(
         t, p, d, mt, me = layout
         if t * p * d not in allowed or (model.is_moe and t * d != mt * me):
             continue
-        if reason := _refusal(model, t, p):
+        sizes = dict(zip((field.name for field in fields(Layout)), layout, strict=True))
+        if reason := next(_refusals(model, sizes, rules), ""):
             refused.append((layout, reason))
         else:
             kept.append(layout)
@@ -50,15 +54,30 @@ def layouts(
     return Layouts(Layout(*columns), tuple(refused))
 
 
-def _refusal(model: Model, tp: int, pp: int) -> str:
-    if pp > model.num_layers:
-        return f"pp {pp} exceeds the {model.num_layers} layers"
+def _refusals(model: Model, sizes: Mapping[str, int], rules: BackendRules) -> Iterator[str]:
+    if sizes["pp"] > model.num_layers:
+        yield f"pp {sizes['pp']} exceeds the {model.num_layers} layers"
+    for one, other in rules.exclusive:
+        if sizes[one] > 1 and sizes[other] > 1:
+            yield f"the engine does not combine {one} {sizes[one]} with {other} {sizes[other]}"
     for _, layer in model.layers:
-        if layer.attention.heads % tp:
-            return f"tp {tp} does not divide {layer.attention.heads} attention heads"
-        if layer.ffn.inter % tp:
-            return f"tp {tp} does not divide the FFN width {layer.ffn.inter}"
-    return ""
+        for part in layer.parts:
+            for name, count, what in _split(part):
+                if count % sizes[name]:
+                    yield f"{name} {sizes[name]} does not divide {what}"
+
+
+def _split(part: GQA | MLA | DenseFFN | MoEFFN) -> Iterator[tuple[str, int, str]]:
+    """What each kind of parallelism shares out: its name, how many there are, and of what."""
+    match part:
+        case GQA() | MLA():
+            yield "tp", part.heads, f"{part.heads} attention heads"
+        case DenseFFN():
+            yield "tp", part.inter, f"the FFN width {part.inter}"
+        case MoEFFN():
+            yield "tp", part.shared_inter, f"the width {part.shared_inter} of the shared experts"
+            yield "moe_tp", part.inter, f"the expert width {part.inter}"
+            yield "moe_ep", part.experts, f"{part.experts} experts"
 
 
 def batch_sizes(largest: int, per_octave: int) -> np.ndarray:

@@ -85,6 +85,7 @@ class BackendRules:
     kv_cache_fraction: float
     chunked_prefill: bool
     step_tokens: tuple[int, ...]
+    exclusive: tuple[tuple[str, str], ...] = ()  # kinds of parallelism that exclude each other
 
 
 @cache
@@ -129,4 +130,5 @@ def backend_rules(backend: str) -> BackendRules:
         kv_cache_fraction=spec["kv_cache"]["fraction"],
         chunked_prefill=spec["chunked_prefill"],
         step_tokens=tuple(spec["step_tokens"]),
+        exclusive=tuple((one, other) for one, other in spec["exclusive"]),
     )

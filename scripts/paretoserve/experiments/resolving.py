@@ -13,7 +13,7 @@ from paretoserve.experiments.experiment import Experiment, Replica, Tuning, Work
 from paretoserve.experiments.loading import RawExperiment
 from paretoserve.experiments.schema import raise_all
 from paretoserve.models.catalog import find_model
-from paretoserve.models.dimensions import GQA, Model
+from paretoserve.models.dimensions import Model
 
 Config = dict[str, Any]
 
@@ -39,6 +39,8 @@ BATCH_LIMITS = {
 }
 MOE_LISTS = ("dp_list", "moe_tp_list", "moe_ep_list")
 LISTS = ("num_gpu_per_worker", "tp_list", "pp_list", *MOE_LISTS)
+# Of which the performance database knows what was measured together.
+MEASURED_TOGETHER = ("gemm_quant_mode", "kvcache_quant_mode", "fmha_quant_mode")
 QUANT_MODES = (
     "gemm_quant_mode",
     "moe_quant_mode",
@@ -57,19 +59,21 @@ class Catalogue(Protocol):
     def sm_version(self, system: str) -> int:
         """CUDA compute capability times ten; 0 for other makers' GPUs."""
 
-    def backends(self, system: str) -> Collection[str]:
-        """Backends with at least one version."""
+    def backends(self, system: str, model: Model) -> Collection[str]:
+        """Backends with at least one version that can answer for the model."""
 
-    def versions(self, system: str, backend: str) -> Sequence[str]:
-        """Versions that hold every table a model needs, oldest first."""
+    def versions(self, system: str, backend: str, model: Model) -> Sequence[str]:
+        """Versions that hold every table that the model needs, oldest first."""
 
-    def quant_modes(self, system: str, backend: str, version: str) -> Mapping[str, Collection[str]]:
-        """Modes with measured tables, by field (gemm_quant_mode, ...); absent: any mode."""
+    def precisions(
+        self, system: str, backend: str, version: str, model: Model
+    ) -> Collection[tuple[str, str, str]]:
+        """(GEMM, KV cache, prefill attention) precisions measured for all attention of a model."""
 
-    def attention_modes(
-        self, system: str, backend: str, version: str, head_dim: int, window: int
-    ) -> Collection[tuple[str, str]]:
-        """Pairs of KV cache and prefill precision measured for this shape of attention."""
+    def expert_modes(
+        self, system: str, backend: str, version: str, model: Model
+    ) -> tuple[Collection[str], Collection[str]]:
+        """Precisions measured for just the experts of a model, and those measured for any."""
 
 
 def resolve_all(raws: Iterable[RawExperiment], catalogue: Catalogue) -> tuple[Experiment, ...]:
@@ -102,7 +106,8 @@ def resolve(raw: RawExperiment, catalogue: Catalogue) -> Experiment:
     _refuse_other_mode(raw, mode)
     systems = _systems(raw, fields, catalogue)
 
-    base = _base_config(defaults, mode, fields["profiles"], systems)
+    kinds = _kinds(model, fields)
+    base = _base_config(defaults, mode, fields["profiles"], systems, kinds)
     if fields["mode"] == "replace":
         config = given
         _require_complete(raw, config, base)
@@ -194,12 +199,7 @@ def _refuse_other_mode(raw: RawExperiment, mode: str) -> None:
 
 
 def _refuse_unanswered(raw: RawExperiment, fields: Config, config: Config, model: Model) -> None:
-    if model.is_moe:
-        raise InputError(
-            f"{raw.where('model_name')}: {model.name} is a mixture of experts, "
-            "which this version cannot estimate; it estimates dense models"
-        )
-    if fields["enable_wide_ep"]:
+    if fields["enable_wide_ep"] and not model.is_moe:
         raise InputError(
             f"{raw.where('enable_wide_ep')}: got true, but {model.name} has no experts to spread"
         )
@@ -208,7 +208,7 @@ def _refuse_unanswered(raw: RawExperiment, fields: Config, config: Config, model
             f"{raw.where('config.nextn')}: got {config['nextn']}, but {model.name} has no layers "
             "for multi-token prediction: only 0 is allowed"
         )
-    for section in SECTIONS[fields["serving_mode"]].values():
+    for section in () if model.is_moe else SECTIONS[fields["serving_mode"]].values():
         for name in MOE_LISTS:
             if config[section][name] != [1]:
                 raise InputError(
@@ -228,18 +228,34 @@ def _systems(raw: RawExperiment, fields: Config, catalogue: Catalogue) -> dict[s
     return systems
 
 
+def _kinds(model: Model, fields: Config) -> list[str]:
+    """Which overlays of the defaults a model and its experiment get, in their order."""
+    conditions = {
+        "mtp": model.mtp_layers > 0,
+        "moe": model.is_moe,
+        "wide_ep": fields["enable_wide_ep"],
+    }
+    return [kind for kind, holds in conditions.items() if holds]
+
+
 def _base_config(
-    defaults: Config, mode: str, profiles: Iterable[str], systems: dict[str, str]
+    defaults: Config,
+    mode: str,
+    profiles: Iterable[str],
+    systems: dict[str, str],
+    kinds: Iterable[str],
 ) -> Config:
     """Return the `config` tree that the experiment's own is merged over."""
+    of_kinds = [defaults["kinds"][kind] for kind in kinds]
     config = {
         key: value
-        for key, value in defaults["config"].items()
+        for key, value in reduce(_merged, of_kinds, defaults["config"]).items()
         if f"config.{key}" not in OTHER_MODE[mode]
     }
     presets = [defaults["profiles"][name] for name in profiles]
     for role, section in SECTIONS[mode].items():
-        layers = [defaults["systems"].get(systems[role], {}), *presets]
+        of_system = defaults["systems"].get(systems[role], {})
+        layers = [of_system, *(kind.get(section, {}) for kind in of_kinds), *presets]
         config[section] = reduce(_merged, layers, config[section])
     return config
 
@@ -307,28 +323,8 @@ def _worker(
     section = SECTIONS[fields["serving_mode"]][role]
     worker = config[section]
     backend = fields["backend_name"]
-    version = _version(raw, role, fields, system, catalogue)
-    measured = {**catalogue.quant_modes(system, backend, version)}
-    pairs = _attention_pairs(model, system, backend, version, catalogue)
-    modes: dict[str, str] = {}
-    for field in QUANT_MODES:
-        if field == "moe_quant_mode" and not model.is_moe:
-            modes[field] = modes["gemm_quant_mode"]
-            continue
-        if pairs is not None and field == "kvcache_quant_mode":
-            measured[field] = {kv for kv, _ in pairs}
-        if pairs is not None and field == "fmha_quant_mode":
-            measured[field] = {fmha for kv, fmha in pairs if kv == modes["kvcache_quant_mode"]}
-        wanted = _wanted_modes(field, worker, model, backend, catalogue.sm_version(system))
-        available = measured.get(field, wanted)
-        mode = next((mode for mode in wanted if mode in available), None)
-        if mode is None:
-            raise InputError(
-                f"{raw.where(f'config.{section}.{field}')}: {' or '.join(wanted)} is not measured "
-                f"for {backend} {version} on {system}; "
-                f"measured: {', '.join(sorted(available)) or 'none'}"
-            )
-        modes[field] = mode
+    version = _version(raw, role, fields, model, system, catalogue)
+    modes = _precision(raw, section, worker, model, (system, backend, version), catalogue)
     return Worker(
         role=role,
         system=system,
@@ -341,14 +337,15 @@ def _worker(
 
 
 def _version(
-    raw: RawExperiment, role: str, fields: Config, system: str, catalogue: Catalogue
+    raw: RawExperiment, role: str, fields: Config, model: Model, system: str, catalogue: Catalogue
 ) -> str:
     backend = fields["backend_name"]
-    versions = catalogue.versions(system, backend)
+    versions = catalogue.versions(system, backend, model)
     if not versions:
+        others = ", ".join(catalogue.backends(system, model)) or "none"
         raise InputError(
-            f"{raw.where('backend_name')}: no measured tables of {backend} for {system}; "
-            f"backends that have them: {', '.join(catalogue.backends(system)) or 'none'}"
+            f"{raw.where('backend_name')}: no measured tables of {backend} for {model.name} on "
+            f"{system}; backends that have them: {others}"
         )
     own = role == "decode" and "decode_backend_version" in fields
     field = "decode_backend_version" if own else "backend_version"
@@ -356,26 +353,50 @@ def _version(
         return versions[-1]
     if fields[field] not in versions:
         raise InputError(
-            f"{raw.where(field)}: got '{fields[field]}', "
-            f"measured for {backend} on {system}: {', '.join(versions)}"
+            f"{raw.where(field)}: got '{fields[field]}', measured for {model.name} with "
+            f"{backend} on {system}: {', '.join(versions)}"
         )
     return fields[field]
 
 
-def _attention_pairs(
-    model: Model, system: str, backend: str, version: str, catalogue: Catalogue
-) -> set[tuple[str, str]] | None:
-    """KV cache and prefill precisions measured for every shape of the model's attention.
-
-    None where no layer has attention that is measured by shape.
-    """
-    shapes = {
-        (layer.attention.head_dim, layer.attention.window)
-        for _, layer in model.layers
-        if isinstance(layer.attention, GQA)
-    }
-    found = [set(catalogue.attention_modes(system, backend, version, *shape)) for shape in shapes]
-    return set.intersection(*found) if found else None
+def _precision(
+    raw: RawExperiment,
+    section: str,
+    worker: Config,
+    model: Model,
+    engine: tuple[str, str, str],
+    catalogue: Catalogue,
+) -> dict[str, str]:
+    """Return a worker's quant modes: of each field the most wanted that is measured with the others."""
+    system, backend, version = engine
+    measured = {*catalogue.precisions(*engine, model)}
+    if not measured:
+        raise InputError(
+            f"{raw.where('model_name')}: the attention of {model.name} is not measured for "
+            f"{backend} {version} on {system}"
+        )
+    modes: dict[str, str] = {}
+    for field in QUANT_MODES:
+        wanted = _wanted_modes(field, worker, model, backend, catalogue.sm_version(system))
+        preferred = available = wanted
+        if field == "moe_quant_mode" and not model.is_moe:
+            wanted = preferred = available = [modes["gemm_quant_mode"]]
+        elif field == "moe_quant_mode":
+            preferred, available = catalogue.expert_modes(*engine, model)
+        elif field in MEASURED_TOGETHER:
+            column = MEASURED_TOGETHER.index(field)
+            preferred = available = {modes_of[column] for modes_of in measured}
+        mode = next((mode for mode in wanted if mode in preferred), None)
+        mode = mode or next((mode for mode in wanted if mode in available), None)
+        if mode is None:
+            raise InputError(
+                f"{raw.where(f'config.{section}.{field}')}: {' or '.join(wanted)} is not measured "
+                f"for {backend} {version} on {system}; measured: {', '.join(sorted(available))}"
+            )
+        modes[field] = mode
+        if field in MEASURED_TOGETHER:
+            measured = {modes_of for modes_of in measured if modes_of[column] == mode}
+    return modes
 
 
 def _wanted_modes(
@@ -388,8 +409,11 @@ def _wanted_modes(
         return [model.checkpoint_quant_mode]
     defaults = _defaults()
     generation = next(entry for entry in defaults["quant_modes"] if sm_version >= entry["sm"])
-    per_tensor = {model.architecture, backend} & {*defaults["per_tensor_fp8"]}
-    return [mode for mode in generation[field] if not (per_tensor and mode == "fp8_block")]
+    wanted = list(generation[field])
+    if "fp8_block" in wanted and {model.architecture, backend} & {*defaults["per_tensor_fp8"]}:
+        wanted.remove("fp8_block")
+        wanted.insert(wanted.index("fp8") + 1, "fp8_block")
+    return wanted
 
 
 def _integers(sizes: Iterable[float]) -> tuple[int, ...]:

@@ -228,7 +228,7 @@ def _nemotron_nas(fields: Fields, index: int) -> LayerSpec:
 
 
 def _nemotron_width(multiple: float, hidden: int) -> int:
-    """Two thirds of multiple x hidden, in whole blocks of 256, as NVIDIA's DeciLM code rounds it."""
+    """Two thirds of multiple x hidden, up to whole blocks of 256, as in NVIDIA's DeciLM code."""
     return -(-int(2 * multiple * hidden / 3) // 256) * 256
 
 

@@ -1,15 +1,16 @@
 """Aggregated serving: prefill and decode share a worker, step by step (in-flight batching).
 
-A worker keeps `batch` requests. A request takes `chunks` passes for its prompt and then osl - 1
-decode steps, together its lifetime of chunks + osl - 1 steps. During one lifetime the worker starts
-`batch` requests, so batch / r of its steps are mixed, with r prompts each (r < 1: split prompts):
+A worker keeps `batch` requests. A request takes `chunks` passes for its prompt and then
+decode_steps = (osl - 1) / e steps, e tokens in each (1 without MTP): together its lifetime. During
+one lifetime the worker starts `batch` requests, so batch / r of its steps are mixed, with r prompts
+each (r < 1: split prompts):
 
     lifetime_ms = mixed_steps * mixed_ms + (lifetime_steps - mixed_steps) * decode_ms
     tpot        = (lifetime_ms - chunks * mixed_ms) / (osl - 1)     the request's own prompt apart
     rate        = batch / lifetime_ms                               Little's law
 
 If that takes more mixed steps than a lifetime has, the worker is bound by prefill: every step is
-mixed, tpot = mixed_ms, and a request waits for its turn so that Little's law still holds.
+mixed, tpot = mixed_ms / e, and a request waits for its turn so that Little's law still holds.
 
 ttft is the prompt's own passes, half a step until the running one ends, and the queue of prompts
 (M/D/1 at the share of mixed steps, which like a prefill pool is never busier than
@@ -29,6 +30,7 @@ class MixedSteps:
     chunks : passes of one prompt
     mixed, lifetime : mixed and all steps during one request's lifetime
     decoding : requests that decode in a mixed step
+    tokens_per_step : e, tokens that a decoding request gets in each
     """
 
     prompts: np.ndarray
@@ -36,19 +38,24 @@ class MixedSteps:
     mixed: np.ndarray
     lifetime: np.ndarray
     decoding: np.ndarray
+    tokens_per_step: float
 
 
-def mixed_steps(batch: np.ndarray, ctx_tokens: np.ndarray, isl: int, osl: int) -> MixedSteps:
+def mixed_steps(
+    batch: np.ndarray, ctx_tokens: np.ndarray, isl: int, osl: int, tokens_per_step: float = 1.0
+) -> MixedSteps:
     """Divide the steps of workers with `batch` requests and `ctx_tokens` prompt tokens per step."""
+    decode_steps = (osl - 1) / tokens_per_step
     prompts = ctx_tokens / isl
     chunks = np.ceil(1 / prompts)
-    lifetime = chunks + osl - 1
+    lifetime = chunks + decode_steps
     needed = batch / prompts
     mixed = np.maximum(needed, chunks)
     free_slots = batch - np.ceil(prompts)
-    shared_out = batch * (osl - 1) / mixed
+    shared_out = batch * decode_steps / mixed
     decoding = np.where(mixed >= lifetime, np.minimum(shared_out, free_slots), free_slots)
-    return MixedSteps(prompts, chunks, mixed, lifetime, np.maximum(np.round(decoding), 0))
+    decoding = np.maximum(np.round(decoding), 0)
+    return MixedSteps(prompts, chunks, mixed, lifetime, decoding, tokens_per_step)
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,7 @@ def aggregated(
     mixed_time = steps.mixed * mixed_ms
     lifetime_ms = mixed_time + np.where(bound, 0, steps.lifetime - steps.mixed) * decode_ms
     own_ms = steps.chunks * mixed_ms
-    decode_steps = osl - 1
-    tpot_ms = np.where(bound, mixed_ms, (lifetime_ms - own_ms) / decode_steps)
+    tpot_ms = np.where(bound, mixed_ms / steps.tokens_per_step, (lifetime_ms - own_ms) / (osl - 1))
 
     utilisation = np.minimum(steps.mixed / steps.lifetime, prefill_scale)
     alone = steps.mixed <= steps.chunks

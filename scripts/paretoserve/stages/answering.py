@@ -19,6 +19,7 @@ from paretoserve.hardware import load_system
 from paretoserve.pareto import frontier
 from paretoserve.serving import aggregated as agg
 from paretoserve.serving import disaggregated as disagg
+from paretoserve.serving.mtp import expected_tokens_per_step
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,13 @@ def _aggregated(
     worker, tuning = workers["agg"], experiment.tuning
     batch = worker["batch_size"]
     served = agg.aggregated(
-        agg.mixed_steps(batch, worker["ctx_tokens"], experiment.isl, experiment.osl),
+        agg.mixed_steps(
+            batch,
+            worker["ctx_tokens"],
+            experiment.isl,
+            experiment.osl,
+            _tokens_per_step(experiment),
+        ),
         batch,
         experiment.osl,
         worker["mixed_step_ms"],
@@ -172,10 +179,8 @@ def _disaggregated(
     """For every decode candidate the prefill candidate and xPyD that suit the cluster best."""
     prefill, decode, tuning = workers["prefill"], workers["decode"], experiment.tuning
     prefill_rate = 1e3 * prefill["batch_size"] / prefill["prefill_step_ms"] * prefill.ranks
-    decode_steps = experiment.osl - 1
-    decode_rate = (
-        1e3 * decode["batch_size"] / decode["decode_step_ms"] / decode_steps * decode.ranks
-    )
+    tpot_ms = decode["decode_step_ms"] / _tokens_per_step(experiment)
+    decode_rate = 1e3 * decode["batch_size"] / tpot_ms / (experiment.osl - 1) * decode.ranks
     source, target = (load_system(experiment.worker(role).system) for role in ("prefill", "decode"))
 
     best: dict[str, np.ndarray] = {}
@@ -200,6 +205,7 @@ def _disaggregated(
                 shapes,
                 prefill["prefill_step_ms"][p],
                 prefill_rate[p],
+                prefill.ranks[p],
                 disagg.transfer_ms(prefill["kv_bytes_per_prompt"][p], shapes.gpus, source, target),
                 decode_rate[d],
                 tuning.prefill_correction_scale,
@@ -225,7 +231,7 @@ def _disaggregated(
     d, p = best["decode_row"], best["prefill_row"]
     return Deployments(
         ttft_ms=best["ttft_ms"],
-        tpot_ms=decode["decode_step_ms"][d],
+        tpot_ms=tpot_ms[d],
         request_rate_per_s=best["seq_per_s"],
         concurrency_per_replica=decode["batch_size"][d] * decode.ranks[d] * best["y"],
         gpus_per_replica=best["gpus"],
@@ -245,6 +251,10 @@ def _disaggregated(
             },
         },
     )
+
+
+def _tokens_per_step(experiment: Experiment) -> float:
+    return expected_tokens_per_step(experiment.nextn, experiment.nextn_accept_rates)
 
 
 def _top(
@@ -372,7 +382,10 @@ def _why_none_fits(role: str, tried: pa.Table, priced: pa.Table, total_gpus: int
             f"and may take {limit:.1f} GiB; allow more GPUs per worker or a lower precision"
         )
     refused = pc.unique(tried["reason"]).to_pylist()
-    listed = "; ".join(refused) or "no product of its lists is in num_gpu_per_worker"
+    listed = "; ".join(refused) or (
+        "no product of its lists has tp * pp * dp in num_gpu_per_worker and, with experts, "
+        "tp * dp = moe_tp * moe_ep"
+    )
     return f"no {role} worker layout is possible: {listed}"
 
 

@@ -43,6 +43,7 @@ def _candidates(work: Work) -> pa.Table:
         worker.dp_list,
         worker.moe_tp_list,
         worker.moe_ep_list,
+        rules,
     )
     batch, ctx_tokens = _contents(work)
     count = len(found.kept.tp)

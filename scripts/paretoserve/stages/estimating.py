@@ -1,7 +1,7 @@
 """Estimate: latency of each candidate's steps, operator by operator, from the measured tables.
 
 prefill worker   prefill_step_ms: one pass over its batch of whole prompts
-decode worker    decode_step_ms: one token for every request, averaged over a request's positions
+decode worker    decode_step_ms: one step of every request, averaged over a request's positions
 agg worker       mixed_step_ms: `ctx_tokens` of prompts beside decoding requests; decode_step_ms
 """
 
@@ -21,6 +21,7 @@ from paretoserve.models.catalog import find_model
 from paretoserve.operators.kernels import Kernels
 from paretoserve.perfdb.tables import PerfTables
 from paretoserve.serving.aggregated import mixed_steps
+from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.settings import estimation
 from paretoserve.stages.enumerating import precision_of
 
@@ -100,7 +101,8 @@ def _price(work: Work, candidates: pa.Table, kernels: Kernels) -> dict[str, Step
         return {"decode": price(none, none, batch, moments)}
     # The requests of an aggregated worker are spread evenly over their decode.
     middle = np.array([moments.mean()])
-    mixed = mixed_steps(batch, ctx_tokens, work.isl, work.osl)
+    tokens_per_step = expected_tokens_per_step(work.nextn, work.nextn_accept_rates)
+    mixed = mixed_steps(batch, ctx_tokens, work.isl, work.osl, tokens_per_step)
     return {
         "mixed": price(ctx_tokens, mixed.prompts, mixed.decoding, middle),
         "decode": price(none, none, batch, middle),
