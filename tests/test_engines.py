@@ -9,18 +9,20 @@ from paretoserve.experiments.loading import Source, read_mapping
 from paretoserve.experiments.plan import make_plan
 from paretoserve.experiments.resolving import resolve_all
 from paretoserve.inprocess import run_in_process
+from paretoserve.models.catalog import find_model
 from paretoserve.operators.kernels import Kernels
 from paretoserve.perfdb import manifest
 from paretoserve.perfdb.catalogue import ENGINES, Catalogue
 from paretoserve.perfdb.tables import PerfTables
 
 CATALOGUE = Catalogue()
+SMALL = find_model("LLAMA3.1_8B")
 SYSTEMS = sorted({key[0] for key in manifest.load().tables})
 NEWEST = [
-    (system, backend, CATALOGUE.versions(system, backend)[-1])
+    (system, backend, CATALOGUE.versions(system, backend, SMALL)[-1])
     for system in SYSTEMS
     for backend in ENGINES
-    if CATALOGUE.versions(system, backend)
+    if CATALOGUE.versions(system, backend, SMALL)
 ]
 
 
@@ -52,7 +54,7 @@ def test_gemm_is_finite_wherever_it_is_asked(engine):
     m = np.r_[random.integers(1, 70_000, 300), np.full(100, 32_768)]
     n = np.r_[random.integers(32, 70_000, 200), np.full(200, 65_536)]
     k = np.r_[random.integers(32, 30_000, 300), np.full(100, 2048)]
-    for dtype in CATALOGUE.quant_modes(*engine)["gemm_quant_mode"]:
+    for dtype in {gemm for gemm, _, _ in CATALOGUE.precisions(*engine, SMALL)}:
         found = gemm.latency(dtype, m, n, k)
         assert np.isfinite(found.ms).all()
         assert (found.ms > 0).all()

@@ -391,7 +391,8 @@ def test_versions():
         "1.0.0rc3, 1.3.0rc20"
     )
     assert refusal({"exp": {**ASKED, "backend_name": "sglang"}}).endswith(
-        "no measured tables of sglang for QWEN3_32B on h200_sxm; backends that have them: trtllm, vllm"
+        "no measured tables of sglang for QWEN3_32B on h200_sxm; "
+        "backends that have them: trtllm, vllm"
     )
 
 

@@ -147,8 +147,8 @@ def test_rate_match_by_hand():
 
 
 def test_every_batch_in_flight_is_a_server():
-    # Prefill workers of 4 GPUs with 4 attention-dp ranks wait like 4 times as many of one rank each,
-    # in passes of the same length. Decode takes 16 GPUs, at more than prefill can feed.
+    # A prefill worker of 4 GPUs with 4 attention-dp ranks waits like 4 workers of 1 GPU, in passes
+    # of the same length. Decode takes 16 GPUs, and more than prefill can feed.
     wide = matched(20, (4, 200.0), (16, 99.0), ranks=4)
     narrow = matched(20, (1, 200.0), (16, 99.0))
     assert (wide.x[0], narrow.x[0]) == (1, 4)

@@ -367,7 +367,7 @@ def _precision(
     engine: tuple[str, str, str],
     catalogue: Catalogue,
 ) -> dict[str, str]:
-    """Return a worker's quant modes: of each field the most wanted that is measured with the others."""
+    """Return a worker's quant modes: the most wanted that are measured together."""
     system, backend, version = engine
     measured = {*catalogue.precisions(*engine, model)}
     if not measured:

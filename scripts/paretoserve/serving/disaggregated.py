@@ -21,7 +21,7 @@ import numpy as np
 from paretoserve.hardware import System
 
 LARGEST_ARRAY = 4_000_000  # elements of one intermediate result of `match`
-# Queues with more servers count as this one: at 90 % load it waits 2.4 % of a pass, one of 128 0.7 %.
+# More servers count as so many: at 90 % load these wait 2.4 % of a pass, 128 wait 0.7 %.
 MOST_SERVERS = 64
 
 
@@ -92,7 +92,8 @@ def match(
     """For each decode candidate (D,), the best prefill candidate (P,) and shape (S,).
 
     Best is the cluster's highest rate within the ttft limit, or its lowest ttft (prefer="ttft").
-    `prefill_ranks` are the batches that a prefill worker has in flight, `transfer_ms` is (P, S). Work is a (P, S, D) array, cut along D to bound its memory.
+    `prefill_ranks` (P,) are the batches that one worker has in flight, `transfer_ms` is (P, S).
+    Work is a (P, S, D) array, cut along D to bound its memory.
     """
     most = max(LARGEST_ARRAY // max(transfer_ms.size, 1), 1)
     parts = [
