@@ -141,7 +141,7 @@ def flags(**changed: object) -> list[str]:
         ({"model": "QWEN3_33B"}, "--model: unknown model 'QWEN3_33B' (did you mean 'QWEN3_32B'?)"),
         ({"system": "h20_sxm"}, "--system: unknown system 'h20_sxm' (did you mean 'h200_sxm'?)"),
         ({"decode_system": "b20"}, "--decode_system: unknown system 'b20'"),
-        ({"backend_version": "9.9"}, "--backend_version: got '9.9', measured for trtllm on h200"),
+        ({"backend_version": "9.9"}, "--backend_version: got '9.9', measured for QWEN3_32B with"),
         ({"backend": "trtlm"}, "--backend: got 'trtlm', allowed trtllm, sglang, vllm"),
         ({"isl": 0}, "--isl: got 0, allowed 1"),
         ({"isl": -5}, "--isl: got -5, allowed 1"),

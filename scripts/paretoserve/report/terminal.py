@@ -11,6 +11,7 @@ from paretoserve import schemas
 from paretoserve.experiments.experiment import Experiment
 from paretoserve.experiments.plan import label
 from paretoserve.models.catalog import find_model
+from paretoserve.serving.mtp import expected_tokens_per_step
 
 Row = dict[str, object]
 Cells = dict[str, str]
@@ -120,11 +121,18 @@ def _question(experiments: Sequence[Experiment], width: int | None, style: _Styl
         "System": _hardware,
         "Precision": _precision,
         "ISL / OSL": _lengths,
+        "MTP": _drafts,
+        "Wide EP": lambda e: "on" if e.enable_wide_ep else "off",
         "SLA": lambda e: (
             f"TTFT <= {e.ttft_ms:g} ms, TPOT <= {e.tpot_ms:g} ms "
             f"(>= {1000 / e.tpot_ms:.4g} tokens/s/user)"
         ),
     }
+    models = [find_model(experiment.model_name) for experiment in experiments]
+    if not any(model.mtp_layers for model in models):
+        del facts["MTP"]
+    if not any(model.is_moe for model in models):
+        del facts["Wide EP"]
     lines = [style.bold("  Input Configuration & SLA Target:")]
     lines += [
         _wrap(f"    {name}: {_shared(experiments, say)}", width) for name, say in facts.items()
@@ -138,12 +146,22 @@ def _hardware(experiment: Experiment) -> str:
 
 
 def _precision(experiment: Experiment) -> str:
+    experts = find_model(experiment.model_name).is_moe
     used = (
-        f"{w.gemm_quant_mode} weights, {w.kvcache_quant_mode} KV cache, "
-        f"{w.fmha_quant_mode} attention"
+        f"{w.gemm_quant_mode} weights, "
+        + (f"{w.moe_quant_mode} experts, " if experts else "")
+        + f"{w.kvcache_quant_mode} KV cache, {w.fmha_quant_mode} attention"
         for w in experiment.workers
     )
     return " + ".join(dict.fromkeys(used))
+
+
+def _drafts(experiment: Experiment) -> str:
+    if not experiment.nextn:
+        return "off"
+    rates = ", ".join(f"{rate:g}" for rate in experiment.nextn_accept_rates)
+    tokens = expected_tokens_per_step(experiment.nextn, experiment.nextn_accept_rates)
+    return f"nextn {experiment.nextn}, accepted {rates}: {tokens:.4g} tokens per step"
 
 
 def _lengths(experiment: Experiment) -> str:
