@@ -11,6 +11,7 @@ from paretoserve.experiments.loading import Source, read_mapping
 from paretoserve.experiments.plan import make_plan
 from paretoserve.experiments.resolving import resolve_all
 from paretoserve.inprocess import run_in_process
+from paretoserve.models.catalog import find_model
 from paretoserve.perfdb.catalogue import Catalogue
 
 DEEPSEEK = {
@@ -142,3 +143,30 @@ def test_the_guides_example_file(capsys):
     assert "Model: DEEPSEEK_V3 (is_moe: True)" in report
     drafts = "nextn 2, accepted 0.85, 0.3: 2.105 tokens per step"
     assert drafts in " ".join(report.split())
+
+
+def test_only_versions_with_the_models_tables_answer():
+    dense, latent = find_model("QWEN3_32B"), find_model("DEEPSEEK_V3")
+    # TensorRT-LLM 1.3.0rc20 has no latent attention on l40s, vllm none on b60.
+    assert catalogue().versions("l40s", "trtllm", dense) == ("1.0.0", "1.3.0rc20")
+    assert catalogue().versions("l40s", "trtllm", latent) == ("1.0.0",)
+    assert catalogue().backends("b60", dense) == ("vllm",)
+    assert catalogue().backends("b60", latent) == ()
+
+
+def test_precisions_of_latent_attention():
+    latent = find_model("DEEPSEEK_V3")
+    parts = catalogue().precisions("h200_sxm", "trtllm", "1.3.0rc20", latent)
+    assert {attention for _, _, attention in parts} == {"float16"}
+    assert {gemm for gemm, _, _ in parts} >= {"float16", "fp8_block"}
+    # vllm's was measured as a block, with its projections in two precisions.
+    block = catalogue().precisions("h200_sxm", "vllm", "0.24.0", latent)
+    assert {gemm for gemm, _, _ in block} == {"float16", "fp8_block"}
+
+
+def test_precisions_of_experts():
+    of_these, of_any = catalogue().expert_modes(
+        "h200_sxm", "vllm", "0.24.0", find_model("DEEPSEEK_V3")
+    )
+    assert of_these == {"fp8_block"}
+    assert of_any >= {"float16", "fp8", "fp8_block"}

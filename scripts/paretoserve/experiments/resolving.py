@@ -410,7 +410,8 @@ def _wanted_modes(
     defaults = _defaults()
     generation = next(entry for entry in defaults["quant_modes"] if sm_version >= entry["sm"])
     wanted = list(generation[field])
-    if "fp8_block" in wanted and {model.architecture, backend} & {*defaults["per_tensor_fp8"]}:
+    per_tensor = defaults["per_tensor_fp8"].get(field, ())
+    if "fp8_block" in wanted and not {model.architecture, backend}.isdisjoint(per_tensor):
         wanted.remove("fp8_block")
         wanted.insert(wanted.index("fp8") + 1, "fp8_block")
     return wanted
