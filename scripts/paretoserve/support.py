@@ -17,12 +17,12 @@ from paretoserve.errors import InputError, did_you_mean
 from paretoserve.experiments.experiment import Experiment
 from paretoserve.experiments.loading import RawExperiment, Source
 from paretoserve.experiments.plan import Ask, Group, works
-from paretoserve.experiments.resolving import resolve
+from paretoserve.experiments.resolving import ANY, resolve
 from paretoserve.hardware import canonical_name, system_names
 from paretoserve.interpolation import PROVENANCE
 from paretoserve.models.catalog import find_model, model_names
 from paretoserve.perfdb import manifest
-from paretoserve.perfdb.catalogue import ENGINES, NEEDED, Catalogue
+from paretoserve.perfdb.catalogue import ENGINES, Catalogue
 from paretoserve.stages.answering import pareto
 from paretoserve.stages.enumerating import enumerate_candidates
 from paretoserve.stages.estimating import estimate
@@ -40,8 +40,8 @@ PAGE = f"""\
 Made by `make support`. `paretoserve support --model M --system S --backend B` prints a part of it,
 `--json` with all figures.
 
-Every model is asked of every engine version that measured what models need: the default search, no
-SLA, and a load on points of the tables (isl 4096, decoding at position 4097, batches of 1 and 64).
+Every model is asked of every engine version with measured tables: the default search, no SLA, and a
+load on points of the tables (isl 4096, decoding at position 4097, batches of 1 and 64).
 The word says where most of the step time comes from, for agg, and for disagg if it differs:
 
 - **measured**: points of the tables; **interpolated**: between them; **extrapolated**: beyond them;
@@ -88,6 +88,8 @@ def support(
     """
     models = model_names() if model is None else (find_model(model).name,)
     systems = system_names() if system is None else (canonical_name(system),)
+    if backend == ANY:
+        backend = None
     if backend not in (None, *ENGINES):
         raise InputError(
             f"unknown backend '{backend}'{did_you_mean(backend, ENGINES)}; "
@@ -151,21 +153,26 @@ def _by_system(found: Iterable[Support]) -> dict[str, list[Support]]:
 def _cells(found: Sequence[Support]) -> tuple[dict[tuple[str, str], list[str]], list[str]]:
     """Answers by model and engine, one per mode, with the numbers of the notes that follow.
 
-    Engines that lack what every model needs have a note and no cell.
+    An engine that answers nothing, for a single reason, has a note and no cell.
     """
+    told: dict[str, set[tuple[str, str]]] = {}
+    for one in found:
+        told.setdefault(one.engine, set()).add((one.answer, one.reason))
+    useless: dict[str, list[str]] = {}
+    for engine, answers in told.items():
+        [(answer, reason), *others] = answers
+        if answer == NO and not others:
+            useless.setdefault(reason, []).append(engine)
     cells: dict[tuple[str, str], list[str]] = {}
-    lacking: dict[str, list[str]] = {}
     numbers: dict[str, int] = {}
     for one in found:
-        if why := _lacking(one.system, one.backend, one.version):
-            engines = lacking.setdefault(why, [])
-            engines += [one.engine] if one.engine not in engines else []
+        if one.engine in useless.get(one.reason, ()):
             continue
         number = numbers.setdefault(one.reason, len(numbers) + 1) if one.reason else 0
         note = f" ({number})" if number else ""
         cells.setdefault((one.model, one.engine), []).append(one.answer + note)
     notes = [f"({number}) {reason}" for reason, number in numbers.items()]
-    return cells, notes + [f"{', '.join(engines)}: {why}" for why, engines in lacking.items()]
+    return cells, notes + [f"{', '.join(engines)}: {why}" for why, engines in useless.items()]
 
 
 def _line(*cells: str) -> str:
@@ -179,15 +186,6 @@ def _versions(system: str, backend: str) -> Sequence[str]:
         return ("",)
 
 
-def _lacking(system: str, backend: str, version: str) -> str:
-    """Say which tables the version lacks that every model needs; empty if none."""
-    tables = manifest.load().tables
-    lacking = [name for name in NEEDED if (system, backend, version, name) not in tables]
-    if not lacking:
-        return ""
-    return f"measured without {', '.join(lacking)}" if version else "nothing was measured"
-
-
 def _of_engine(
     models: Sequence[str], system: str, backend: str, version: str, catalogue: Catalogue
 ) -> Iterator[Support]:
@@ -197,11 +195,6 @@ def _of_engine(
         return Support(model, system, backend, version, mode, answer, *map(float, shares), reason)
 
     nothing = np.zeros(len(PROVENANCE))
-    if lacking := _lacking(system, backend, version):
-        for model in models:
-            for mode in MODES:
-                yield say(model, mode, NO, nothing, lacking)
-        return
     asked: dict[tuple[str, str], Experiment | str] = {}
     for model in models:
         for mode in MODES:
@@ -233,9 +226,14 @@ def _question(
         "backend_name": backend,
         "backend_version": version,
     }
+    if not version:
+        return "nothing was measured"
     try:
         return resolve(RawExperiment(f"{mode} {model}", fields, _Fields("")), catalogue)
     except InputError as error:
+        if str(error).startswith("backend_version:"):  # that it names the others helps nobody here
+            measured = manifest.load().operators(system, backend, version)
+            return f"measured for {', '.join(measured)} only"
         return str(error)
 
 
