@@ -9,7 +9,7 @@ HERE   := $(shell (echo $(CURDIR) $(PYTHON); cat requirements.lock) | cksum | cu
 LOCKED := .venv/locked-$(HERE)
 STAMP  := .venv/setup-$(HERE)-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-all lint format lock bench clean
+.PHONY: help setup demo test test-all lint format lock bench support clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /make \1\t/p' Makefile | expand -t 16
@@ -55,6 +55,10 @@ lock:  ## pin the newest versions that pyproject.toml allows
 
 bench: setup  ## print accuracy and speed; PEER=/path/to/aiconfigurator times that tool too
 	$(BIN)/python -m paretoserve.bench $(if $(PEER),--peer $(PEER))
+
+support: setup  ## write docs/support.md: what can be answered (1 to 2 minutes)
+	$(BIN)/paretoserve support --markdown > docs/support.md.new
+	mv docs/support.md.new docs/support.md
 
 clean:  ## remove what the workflow and the tests left (not .venv)
 	rm -rf results .snakemake .pytest_cache .ruff_cache

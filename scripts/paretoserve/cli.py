@@ -1,4 +1,4 @@
-"""The command line: `paretoserve cli default` and `paretoserve cli exp`.
+"""The command line: `paretoserve cli default`, `paretoserve cli exp` and `paretoserve support`.
 
 Starting takes longer than answering, so what a call may not need is imported where it is needed.
 """
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = [f"--{name}" for name in vars(arguments)]
         parser.error(f"unknown argument {unknown[0]}{did_you_mean(unknown[0], flags)}")
     try:
-        return _answer(arguments.experiments(arguments), arguments.save_dir)
+        return arguments.run(arguments)
     except InputError as error:
         return _fail(str(error), INPUT_ERROR, arguments.debug)
     except BrokenPipeError:
@@ -64,11 +65,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MACHINE_ERROR
     except OSError as error:
         # Results are built in a hidden folder, whose files mean nothing to the user.
-        file = arguments.save_dir or error.filename
+        file = getattr(arguments, "save_dir", None) or error.filename
         where = file if error.filename else "standard output"
         return _fail(f"{where}: {error.strerror or error}", MACHINE_ERROR, arguments.debug)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _cli(arguments: argparse.Namespace) -> int:
+    return _answer(arguments.experiments(arguments), arguments.save_dir)
+
+
+def _support(arguments: argparse.Namespace) -> int:
+    from paretoserve.support import support, support_json, support_page, support_text
+
+    found = list(support(arguments.model, arguments.system, arguments.backend))
+    if arguments.json:
+        print(json.dumps(support_json(found), indent=1))
+    elif arguments.markdown:
+        print(support_page(found), end="")
+    else:
+        print(support_text(found), end="")
+    return ANSWERED
 
 
 def _answer(raws: Sequence[RawExperiment], save_dir: Path | None) -> int:
@@ -182,15 +200,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_shared(mode)
     mode.set_defaults(experiments=lambda arguments: load_files([arguments.yaml_path]))
+
+    door = _add_mode(
+        doors, "support", "say which models can be answered on which engines, and from what", ""
+    )
+    for field in ("model_name", "system_name", "backend_name"):
+        allowed = " ".join(_allowed(field, _spec(field)))
+        door.add_argument(
+            COMMAND_LINE.flags[field], metavar="NAME", help=f"{allowed} Default: all."
+        )
+    form = door.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="Print a JSON list with all figures.")
+    form.add_argument("--markdown", action="store_true", help="Print docs/support.md.")
+    _add_debug(door)
+    door.set_defaults(run=_support)
     return parser
 
 
-def _add_mode(modes: Any, name: str, summary: str) -> argparse.ArgumentParser:
+def _add_mode(
+    modes: Any, name: str, summary: str, epilog: str = EXIT_CODES
+) -> argparse.ArgumentParser:
     return modes.add_parser(
         name,
         help=summary,
         description=f"{summary.capitalize()}.",
-        epilog=EXIT_CODES,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -203,6 +237,11 @@ def _add_shared(mode: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="Write the results into a new folder of DIR. Default: write nothing.",
     )
+    _add_debug(mode)
+    mode.set_defaults(run=_cli)
+
+
+def _add_debug(mode: argparse.ArgumentParser) -> None:
     mode.add_argument(
         "--debug", action="store_true", help="With an error, also show where it was raised."
     )
@@ -216,8 +255,7 @@ def _folder(name: str) -> Path:
 
 def _add_field(mode: argparse.ArgumentParser, field: str, flag: str) -> None:
     """Add the flag of a field. Its range is told here but checked, as in files, by the schema."""
-    experiment = json.loads(paths.EXPERIMENT_SCHEMA.read_bytes())["$defs"]["experiment"]
-    spec = experiment["properties"][field]
+    spec = _spec(field)
     default = DEFAULT_MODE_TPOT_MS if field == "tpot" else spec.get("default")
     told = [
         re.sub(r"\w+", lambda word: COMMAND_LINE.flags.get(word[0], word[0]), spec["description"]),
@@ -227,11 +265,20 @@ def _add_field(mode: argparse.ArgumentParser, field: str, flag: str) -> None:
     mode.add_argument(
         flag,
         type=TYPES[spec.get("type", "string")],
-        required=field in experiment["required"],
+        required=field in _experiment_schema()["required"],
         default=DEFAULT_MODE_TPOT_MS if field == "tpot" else None,
         metavar=spec.get("unit", flag.removeprefix("--").split("_")[-1]).upper(),
         help=" ".join(told).replace("%", "%%"),
     )
+
+
+def _spec(field: str) -> dict[str, Any]:
+    return _experiment_schema()["properties"][field]
+
+
+@cache
+def _experiment_schema() -> dict[str, Any]:
+    return json.loads(paths.EXPERIMENT_SCHEMA.read_bytes())["$defs"]["experiment"]
 
 
 def _allowed(field: str, spec: dict[str, Any]) -> list[str]:

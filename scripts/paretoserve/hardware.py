@@ -104,9 +104,14 @@ def canonical_name(name: str) -> str:
     if name.lower() not in names:
         raise InputError(
             f"unknown system '{name}'{did_you_mean(name, names)}; known systems: "
-            + ", ".join(sorted(set(names.values())))
+            + ", ".join(system_names())
         )
     return names[name.lower()]
+
+
+def system_names() -> tuple[str, ...]:
+    """Return the own name of every system."""
+    return tuple(sorted(set(_aliases().values())))
 
 
 @cache

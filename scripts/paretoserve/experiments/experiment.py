@@ -78,6 +78,7 @@ class Experiment:
     replica: Replica | None  # None for agg: one worker is the replica
     tuning: Tuning
     top_n: int
+    left_out: tuple[str, ...] = ()  # engines of `backend_name: any` without an experiment, and why
 
     def worker(self, role: str) -> Worker:
         """Return the worker of this role; KeyError if the serving mode has none."""
@@ -95,6 +96,7 @@ class Experiment:
             "workers": tuple(Worker.from_dict(worker) for worker in data["workers"]),
             "replica": None if replica is None else Replica.from_dict(replica),
             "tuning": Tuning(**data["tuning"]),
+            "left_out": tuple(data["left_out"]),
         }
         return cls(**{**data, **parts})
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, reduce
 from typing import Any, Protocol
 
@@ -14,8 +15,11 @@ from paretoserve.experiments.loading import RawExperiment
 from paretoserve.experiments.schema import raise_all
 from paretoserve.models.catalog import find_model
 from paretoserve.models.dimensions import Model
+from paretoserve.perfdb.catalogue import ENGINES
 
 Config = dict[str, Any]
+
+ANY = "any"  # a backend_name: every engine
 
 SECTIONS = {
     "agg": {"agg": "worker_config"},
@@ -77,15 +81,49 @@ class Catalogue(Protocol):
 
 
 def resolve_all(raws: Iterable[RawExperiment], catalogue: Catalogue) -> tuple[Experiment, ...]:
-    """Resolve every experiment; InputError holds a line for each of the first few that fail."""
-    resolved, sentences = [], []
+    """Resolve every experiment; InputError holds a line for each of the first few that fail.
+
+    One that asks for `any` backend becomes one of each engine that can be asked, `name.engine`.
+    """
+    resolved: dict[str, Experiment] = {}
+    sentences = []
     for raw in raws:
         try:
-            resolved.append(resolve(raw, catalogue))
+            experiments = _each_engine(raw, catalogue)
         except InputError as error:
-            sentences.append(str(error))
+            sentences += str(error).splitlines()
+            continue
+        for experiment in experiments:
+            if experiment.name in resolved:
+                sentences.append(
+                    f"{raw.where('backend_name')}: makes a second experiment '{experiment.name}'; "
+                    "rename one"
+                )
+            resolved[experiment.name] = experiment
     raise_all(sentences)
-    return tuple(resolved)
+    return tuple(resolved.values())
+
+
+def _each_engine(raw: RawExperiment, catalogue: Catalogue) -> list[Experiment]:
+    """The experiment, or with `any` one of each engine, the first of which says what is left out.
+
+    InputError where no engine can be asked, with the different reasons.
+    """
+    if {**_defaults()["experiment"], **raw.fields}["backend_name"] != ANY:
+        return [resolve(raw, catalogue)]
+    resolved, refused = [], {}
+    for engine in ENGINES:
+        one = replace(raw, fields={**raw.fields, "backend_name": engine})
+        try:
+            experiment = resolve(one, catalogue)
+        except InputError as error:
+            refused[engine] = str(error)
+        else:
+            resolved.append(replace(experiment, name=f"{raw.name}.{engine}"))
+    if not resolved:
+        raise InputError("\n".join(dict.fromkeys(refused.values())))
+    left_out = tuple(f"{engine}: {reason}" for engine, reason in refused.items())
+    return [replace(resolved[0], left_out=left_out), *resolved[1:]]
 
 
 def resolve(raw: RawExperiment, catalogue: Catalogue) -> Experiment:

@@ -137,6 +137,8 @@ def _question(experiments: Sequence[Experiment], width: int | None, style: _Styl
     lines += [
         _wrap(f"    {name}: {_shared(experiments, say)}", width) for name, say in facts.items()
     ]
+    left_out = dict.fromkeys(engine for experiment in experiments for engine in experiment.left_out)
+    lines += [_wrap(f"    Left out: {engine}", width) for engine in left_out]
     return "\n".join(lines)
 
 
