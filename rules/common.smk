@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from paretoserve import provenance
+from paretoserve.deploy.target import require_templates
 from paretoserve.errors import InputError, did_you_mean
 from paretoserve.experiments.experiment import plain
 from paretoserve.experiments.loading import load_files
@@ -45,7 +46,9 @@ def plan_experiments(named):
     """Plan of an experiment file, looked for in the working directory, then beside the Snakefile."""
     beside = Path(workflow.basedir, named)
     file = beside if beside.exists() and not Path(named).exists() else Path(named)
-    return make_plan(resolve_all(load_files([file]), Catalogue()))
+    experiments = resolve_all(load_files([file]), Catalogue())
+    require_templates(experiments)
+    return make_plan(experiments)
 
 
 try:

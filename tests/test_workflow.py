@@ -163,6 +163,13 @@ def test_run_leaves_the_documented_files(repository, answered):
         expected |= {f"{experiment}/{name}" for name in ("config.yaml", "pareto.csv")}
         expected |= {f"{experiment}/best_config_topn.csv"}
         expected |= {f"{experiment}/top{rank}/generator_config.yaml" for rank in (1, 2, 3)}
+        roles = ("agg",) if experiment == "agg" else ("prefill", "decode")
+        names = {"k8s_deploy.yaml", "bench_run.sh", "verify.md"}
+        names |= {f"{role}_config.yaml" for role in roles}
+        names |= {f"node_{node}_run.sh" for node in range(4)}
+        expected |= {
+            f"{experiment}/top{rank}/{experiment}/{name}" for rank in (1, 2, 3) for name in names
+        }
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert expected <= found
     assert not [name for name in found if Path(name).name.startswith(".")]
@@ -246,6 +253,7 @@ def test_another_sla_keeps_the_estimates(repository, answered):
         ("scripts/paretoserve/report/plots.py", {"compare": 1, "all": 1}),
         ("scripts/paretoserve/deploy/generator_config.py", {"generate": 2, "all": 1}),
         ("scripts/compare.py", {"compare": 1, "all": 1}),
+        ("scripts/paretoserve/deploy/checking.py", {"generate": 2, "all": 1}),
         ("scripts/paretoserve/stages/answering.py", FROM_PARETO),
         ("scripts/paretoserve/stages/estimating.py", FROM_ESTIMATE),
         ("scripts/paretoserve/memory.py", FIRST_RUN),
@@ -258,6 +266,14 @@ def test_edit_of_the_library_runs_what_it_could_change(repository, answered, fil
 
 def test_edit_of_the_settings_runs_everything(repository, answered):
     assert repository.planned_after("config/estimation.yaml", "\n", "\n# Edited.\n") == FIRST_RUN
+
+
+@pytest.mark.parametrize(
+    "file", ["config/deploy.yaml", "scripts/paretoserve/deploy/templates/common/verify.md.j2"]
+)
+def test_edit_of_the_deployment_files_runs_generate(repository, answered, file):
+    expected = {"generate": 2, "compare": 1, "all": 1}
+    assert repository.planned_after(file, "\n", "\n\n") == expected
 
 
 @pytest.mark.parametrize(
@@ -289,7 +305,8 @@ def test_digests_cover_every_file_that_was_read(repository, answered):
         for key, entry in manifest.load().tables.items()
         if key[:3] in engines or key[:2] in engines
     }
-    in_digest |= {str(path.relative_to(paths.ROOT)) for path in provenance.SETTINGS}
+    settings = (*provenance.SETTINGS, *provenance.DEPLOY_SETTINGS)
+    in_digest |= {str(path.relative_to(paths.ROOT)) for path in settings}
     in_digest |= {"perf_db/operators.yaml", "perf_db/systems/h200_sxm.yaml"}
     in_plan = {"config/config.yaml", "config/defaults.yaml", EXAMPLE}
     in_plan |= {"config/schemas/experiment.schema.json", "perf_db/manifest.json"}

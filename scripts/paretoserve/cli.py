@@ -90,12 +90,14 @@ def _support(arguments: argparse.Namespace) -> int:
 
 
 def _answer(raws: Sequence[RawExperiment], save_dir: Path | None) -> int:
+    from paretoserve.deploy.target import require_templates
     from paretoserve.experiments.plan import make_plan
     from paretoserve.experiments.resolving import resolve_all
     from paretoserve.perfdb.catalogue import Catalogue
     from paretoserve.report.terminal import NO_TERMINAL_WIDTH, render_report
 
     experiments = resolve_all(raws, Catalogue())
+    require_templates(experiments)
     result = _run(make_plan(experiments), save_dir)
     # What the terminal cannot show (in an old locale, the frame of the plot) becomes "?".
     sys.stdout.reconfigure(errors="replace")

@@ -11,10 +11,13 @@ DEFAULTS = CONFIG / "defaults.yaml"
 QUANT_MODES = CONFIG / "quant_modes.yaml"
 ESTIMATION = CONFIG / "estimation.yaml"
 BACKENDS = CONFIG / "backends.yaml"
+DEPLOY = CONFIG / "deploy.yaml"
 MODELS = CONFIG / "models"
 EXPERIMENTS = CONFIG / "experiments"
 SCHEMAS = CONFIG / "schemas"
 EXPERIMENT_SCHEMA = SCHEMAS / "experiment.schema.json"
+ENGINE_DEFINITIONS = SCHEMAS / "engines"
+TEMPLATES = Path(__file__).parent / "deploy" / "templates"
 
 PERF_DB = ROOT / "perf_db"
 SYSTEMS = PERF_DB / "systems"
@@ -48,6 +51,27 @@ def huggingface_quant_config(folder: Path) -> Path:
 def system_file(system: str) -> Path:
     """Specification of one GPU system."""
     return SYSTEMS / f"{system}.yaml"
+
+
+def engine_definition(engine: str) -> Path:
+    """Keys or flags that the versions of an engine know, or schemas of objects (kubernetes)."""
+    return ENGINE_DEFINITIONS / f"{engine}.json"
+
+
+def node_script(node: int) -> str:
+    """Script that starts one node of a deployment."""
+    return f"node_{node}_run.sh"
+
+
+def engine_file(role: str) -> str:
+    """TensorRT-LLM's settings of one role's workers."""
+    return f"{role}_config.yaml"
+
+
+K8S_DEPLOYMENT = "k8s_deploy.yaml"
+LLMD_VALUES = "llmd_values.yaml"
+BENCHMARK_SCRIPT = "bench_run.sh"
+VERIFY = "verify.md"
 
 
 def table_file(
@@ -160,3 +184,7 @@ class ExperimentPaths:
 
     def generator_config(self, rank: int) -> Path:
         return self.top(rank) / "generator_config.yaml"
+
+    def deployment(self, rank: int, serving_mode: str) -> Path:
+        """Folder of the files that start the configuration of this rank."""
+        return self.top(rank) / serving_mode

@@ -22,6 +22,13 @@ from paretoserve.perfdb.tables import OF_ANY_RELEASE
 
 PACKAGE = Path(paretoserve.__file__).parent
 SETTINGS = (paths.QUANT_MODES, paths.ESTIMATION, paths.BACKENDS)
+# What deployment files are made of and proved against.
+DEPLOY_SETTINGS = (
+    paths.DEPLOY,
+    *sorted(paths.TEMPLATES.rglob("*.j2")),
+    *sorted(paths.ENGINE_DEFINITIONS.glob("*.json")),
+)
+DEPLOY_STAGES = ("generate", "compare")
 
 # A pattern, not a parser: parsing the whole library costs more than a small workflow does. What
 # only looks like an import (a line of a docstring) may add a module, never lose one.
@@ -34,7 +41,8 @@ _IMPORT = re.compile(
 
 def stage_digest(stage: str) -> str:
     """Digest of what a stage is made of: its adapter, the library below it, and the settings."""
-    return code_digest(paths.adapter_file(stage), *SETTINGS)
+    settings = SETTINGS + (DEPLOY_SETTINGS if stage in DEPLOY_STAGES else ())
+    return code_digest(paths.adapter_file(stage), *settings)
 
 
 def perf_db_digest(workers: Iterable[Worker]) -> str:

@@ -29,19 +29,19 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         raise InputError(f"{path} is not a readable Parquet file ({reason})") from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, executable: bool = False) -> None:
     """Write a text file, whole or not at all."""
-    write_whole(path, lambda stream: stream.write(text.encode()))
+    write_whole(path, lambda stream: stream.write(text.encode()), 0o755 if executable else 0o644)
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object], mode: int = 0o644) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
             write(stream)
-        os.chmod(name, 0o644)
+        os.chmod(name, mode)
         os.replace(name, path)
     except BaseException as error:
         os.unlink(name)

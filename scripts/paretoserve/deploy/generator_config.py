@@ -1,11 +1,9 @@
 """generator_config.yaml: what the writers of deployment files need to know of one answer."""
 
 from paretoserve import schemas
+from paretoserve.deploy.settings import deploy_settings
 from paretoserve.experiments.experiment import Experiment, Worker
 from paretoserve.models.catalog import find_model
-
-# The number of requests a benchmark sends for each that is in flight.
-REQUESTS_PER_CONCURRENCY = 10
 
 Row = dict[str, object]
 
@@ -25,6 +23,7 @@ def generator_config(experiment: Experiment, row: Row) -> dict[str, object]:
         "backend_name": first.backend,
         "backend_version": first.version,
         "decode_backend_version": last.version if experiment.serving_mode == "disagg" else None,
+        "generated_config_version": experiment.generated_config_version or first.version,
         "total_gpus": experiment.total_gpus,
         "gpus_used": row["gpus_used"],
         "gpus_per_replica": row["gpus_per_replica"],
@@ -43,7 +42,7 @@ def generator_config(experiment: Experiment, row: Row) -> dict[str, object]:
             "tps_per_gpu": round(row["tokens_per_s_per_gpu"], 3),
             "concurrency": row["concurrency"],
             "concurrency_per_replica": row["concurrency_per_replica"],
-            "num_requests_multiplier": REQUESTS_PER_CONCURRENCY,
+            "num_requests_multiplier": deploy_settings().benchmark["requests_per_concurrency"],
         },
     }
 

@@ -79,6 +79,7 @@ class Experiment:
     tuning: Tuning
     top_n: int
     left_out: tuple[str, ...] = ()  # engines of `backend_name: any` without an experiment, and why
+    generated_config_version: str | None = None  # None: files are for the workers' versions
 
     def worker(self, role: str) -> Worker:
         """Return the worker of this role; KeyError if the serving mode has none."""

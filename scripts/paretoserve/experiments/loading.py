@@ -45,6 +45,7 @@ COMMAND_LINE = Source(
         "ttft": "--ttft",
         "tpot": "--tpot",
         "top_n": "--top_n",
+        "generated_config_version": "--generated_config_version",
     },
 )
 
@@ -108,6 +109,7 @@ def default_mode_experiments(
     ttft: float | None = None,
     tpot: float | None = None,
     top_n: int | None = None,
+    generated_config_version: str | None = None,
 ) -> dict[str, Any]:
     """Return what a YAML file would hold that asks for `disagg` and `agg`, in this order.
 
@@ -125,6 +127,7 @@ def default_mode_experiments(
         "ttft": ttft,
         "tpot": tpot,
         "top_n": top_n,
+        "generated_config_version": generated_config_version,
     }
     given = {name: value for name, value in shared.items() if value is not None}
     disagg = {"serving_mode": "disagg", **given}

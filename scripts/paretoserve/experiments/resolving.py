@@ -177,6 +177,7 @@ def resolve(raw: RawExperiment, catalogue: Catalogue) -> Experiment:
             decode_correction_scale=float(tuning["decode_correction_scale"]),
         ),
         top_n=int(fields["top_n"]),
+        generated_config_version=fields.get("generated_config_version"),
     )
 
 
@@ -198,6 +199,8 @@ def fields_of(experiment: Experiment) -> Config:
         "enable_wide_ep": experiment.enable_wide_ep,
         "top_n": experiment.top_n,
     }
+    if experiment.generated_config_version is not None:
+        fields["generated_config_version"] = experiment.generated_config_version
     config: Config = {
         "nextn": experiment.nextn,
         "nextn_accept_rates": list(experiment.nextn_accept_rates),

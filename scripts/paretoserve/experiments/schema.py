@@ -94,6 +94,8 @@ def _problems(error: Any) -> Iterator[str]:
             yield f"got {_shown(value)}, where a value repeats"
         case "minProperties":
             yield "holds no experiment"
+        case "pattern" if error.absolute_path:
+            yield f"got {_shown(value)}, must be a version such as 1.0.0rc6"
         case "pattern":  # of an experiment's name: it becomes a folder
             yield f"experiment name '{value}' may hold only letters, digits, '.', '_' and '-'"
         case _:

@@ -54,6 +54,18 @@ def find_model(name: str) -> Model:
     )
 
 
+def checkpoints(name: str) -> dict[str, str | None]:
+    """Return the Hugging Face ids of a model by the guide's name, with what each is quantised to.
+
+    None: not quantised. A model of a folder has no ids.
+    """
+    file = paths.model_file(name)
+    if not file.is_file():
+        return {}
+    entry = _read(file)
+    return {**dict.fromkeys(entry.get("huggingface", ())), **entry.get("quantised", {})}
+
+
 def _catalogued(file: Path) -> Model:
     entry = _read(file)
     if not isinstance(entry.get("config"), dict):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pyarrow as pa
 
 from paretoserve import schemas
+from paretoserve.deploy.target import version_notes
 from paretoserve.experiments.experiment import Experiment
 from paretoserve.experiments.plan import label
 from paretoserve.models.catalog import find_model
@@ -133,6 +134,8 @@ def _question(experiments: Sequence[Experiment], width: int | None, style: _Styl
         del facts["MTP"]
     if not any(model.is_moe for model in models):
         del facts["Wide EP"]
+    if any(version_notes(experiment) for experiment in experiments):
+        facts["Deployment files"] = lambda e: " ".join(version_notes(e)) or "as estimated"
     lines = [style.bold("  Input Configuration & SLA Target:")]
     lines += [
         _wrap(f"    {name}: {_shared(experiments, say)}", width) for name, say in facts.items()

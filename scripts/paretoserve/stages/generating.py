@@ -6,6 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from paretoserve.deploy.checking import check, check_scripts
+from paretoserve.deploy.deployment import Deployment
 from paretoserve.deploy.generator_config import generator_config
 from paretoserve.experiments.experiment import Experiment
 from paretoserve.experiments.resolving import fields_of
@@ -17,19 +19,39 @@ from paretoserve.report.csvfiles import best_csv, pareto_csv
 def generate(
     experiment: Experiment, frontier: pa.Table, best: pa.Table, folder: ExperimentPaths
 ) -> None:
-    """Write CSV files, the resolved experiment, and a folder per best configuration."""
+    """Write CSV files, the resolved experiment, and a folder per best configuration.
+
+    Raises
+    ------
+    InputError
+        An engine cannot run a configuration, or refuses a file. Nothing is written then.
+    """
     frontier, best = (
         table.filter(pc.equal(table["experiment"], experiment.name)) for table in (frontier, best)
     )
+    files = {
+        folder.best_csv: best_csv(experiment, best),
+        folder.pareto_csv: pareto_csv(experiment, frontier),
+        folder.config: _yaml({experiment.name: fields_of(experiment)}),
+    }
+    scripts = {}
+    for row in best.to_pylist():
+        deployment, rank = Deployment(experiment, row), row["rank"]
+        content = deployment.files()
+        check(deployment, content)
+        files[folder.generator_config(rank)] = _yaml(generator_config(experiment, row))
+        for name, text in content.items():
+            file = folder.deployment(rank, experiment.serving_mode) / name
+            files[file] = text
+            if file.suffix == ".sh":
+                scripts[f"{folder.top(rank).name}/{name}"] = text
+    if scripts:
+        check_scripts(scripts)
     for stale in folder.folder.glob(folder.top("*").name):
         shutil.rmtree(stale)
-    write_text(folder.best_csv, best_csv(experiment, best))
-    write_text(folder.pareto_csv, pareto_csv(experiment, frontier))
-    write_text(folder.config, _yaml({experiment.name: fields_of(experiment)}))
-    for row in best.to_pylist():
-        text = _yaml(generator_config(experiment, row))
-        write_text(folder.generator_config(row["rank"]), text)
+    for file, text in files.items():
+        write_text(file, text, executable=file.suffix == ".sh")
 
 
 def _yaml(content: dict[str, object]) -> str:
-    return yaml.safe_dump(content, sort_keys=False)
+    return yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
