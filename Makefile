@@ -9,10 +9,15 @@ HERE   := $(shell (echo $(CURDIR) $(PYTHON); cat requirements.lock) | cksum | cu
 LOCKED := .venv/locked-$(HERE)
 STAMP  := .venv/setup-$(HERE)-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help setup demo test test-all lint format lock bench support clean
+# What the end-to-end test runs the scripts with.
+E2E    := .venv/e2e
+DYNAMO := 1.3.0.post1
+AIPERF := $(shell sed -n 's/^ *aiperf: *//p' config/deploy.yaml)
+
+.PHONY: help setup demo test test-all test-e2e lint format lock bench support clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\): .*## /make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\): .*## /make \1\t/p' Makefile | expand -t 16
 
 setup: $(STAMP)  ## make .venv with every version as in requirements.lock
 
@@ -30,10 +35,25 @@ demo: setup  ## answer the guide's example by the workflow, ending with the repo
 	$(BIN)/snakemake --cores $(CORES) --forcerun compare
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not e2e"
 
 test-all: setup  ## run the tests, the slow ones too
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not e2e"
+
+# The mocker is in the packages of Dynamo; etcd and NATS are Debian's, unpacked but not installed.
+$(E2E)/ready: Makefile
+	rm -rf $(E2E)
+	mkdir -p $(E2E)/services
+	$(PYTHON) -m venv $(E2E)/dynamo
+	$(E2E)/dynamo/bin/pip install -q --disable-pip-version-check ai-dynamo==$(DYNAMO) ai-dynamo-runtime==$(DYNAMO)
+	$(PYTHON) -m venv $(E2E)/aiperf
+	$(E2E)/aiperf/bin/pip install -q --disable-pip-version-check aiperf==$(AIPERF)
+	cd $(E2E)/services && apt-get download etcd-server nats-server
+	cd $(E2E)/services && for package in *.deb; do dpkg -x $$package .; done
+	@touch $@
+
+test-e2e: setup $(E2E)/ready  ## start the scripts that deployments are started with (Debian, ports free)
+	$(BIN)/python -m pytest -q -m e2e tests/e2e
 
 lint: setup  ## check format and style of Python and Snakemake code
 	$(BIN)/ruff format --check .

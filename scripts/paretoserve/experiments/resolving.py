@@ -111,6 +111,10 @@ def _each_engine(raw: RawExperiment, catalogue: Catalogue) -> list[Experiment]:
     """
     if {**_defaults()["experiment"], **raw.fields}["backend_name"] != ANY:
         return [resolve(raw, catalogue)]
+    if "generated_config_version" in raw.fields:
+        raise InputError(
+            f"{raw.where('generated_config_version')}: is of one engine, backend_name 'any' of all"
+        )
     resolved, refused = [], {}
     for engine in ENGINES:
         one = replace(raw, fields={**raw.fields, "backend_name": engine})
