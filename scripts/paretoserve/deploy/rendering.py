@@ -49,8 +49,8 @@ def wrapped_command(command: Sequence[str], indent: int = 4) -> str:
     lines: list[str] = []
     for word in command:
         quoted = shell_word(word)
-        begins = not lines or word.startswith("-") or len(lines[-1]) + len(quoted) >= WIDTH
-        if begins and not (lines and lines[-1] in ("python3",)):
+        is_flag = word.startswith("-") and not word[1:].isdigit() and lines[-1:] != ["python3"]
+        if not lines or is_flag or len(lines[-1]) + len(quoted) >= WIDTH:
             lines.append(quoted)
         else:
             lines[-1] += f" {quoted}"

@@ -82,7 +82,9 @@ class Target:
     def notes(self) -> tuple[str, ...]:
         """Sentences for the head of the files: what they are for, and what stands in for what."""
         name, told = self.engine.name, []
-        if parsed(self.known) != parsed(self.version):
+        asked, known = parsed(self.version), parsed(self.known)
+        of_series = len(asked.release) == 2 and asked.release == known.release[:2]  # such as 1.3
+        if known != asked and not of_series:
             told.append(
                 f"There is no template for {name} {self.version}: the newest older one is used, "
                 f"for {self.known}."
