@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -296,3 +297,26 @@ def test_unknown_flag_is_refused(capsys):
     assert (
         "error: unknown argument --tpto (did you mean '--tpot'?); see " in capsys.readouterr().err
     )
+
+
+def test_own_table_is_imported_or_refused(tmp_path):
+    home = tmp_path / "home"
+    (home / "perf_db").mkdir(parents=True)
+    for name in ("config", "perf_db/operators.yaml", "perf_db/systems"):
+        (home / name).symlink_to(paths.ROOT / name)
+    shutil.copy(paths.MANIFEST, home / "perf_db")
+    file = tmp_path / "mine.csv"
+    where = "--system h200_sxm --backend trtllm --version 1.3.0rc20+lab --operator gemm".split()
+
+    file.write_text("kernel,dtype,n,k,m,latency_ms\nmine,fp8,10240,5120,64,-1\n")
+    done = run("import-table", file, *where, env={"PARETOSERVE_HOME": str(home)})
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {file}")
+    assert "row 1" in done.stderr
+    assert "latency_ms" in done.stderr
+    assert not (home / "perf_db" / "tables").exists()
+
+    file.write_text("kernel,dtype,n,k,m,latency_ms\nmine,fp8,10240,5120,64,0.0231\n")
+    done = run("import-table", file, *where, env={"PARETOSERVE_HOME": str(home)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "tables/h200_sxm/trtllm/1.3.0rc20+lab/gemm.parquet: 1 rows\n"

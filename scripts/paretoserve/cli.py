@@ -76,6 +76,21 @@ def _cli(arguments: argparse.Namespace) -> int:
     return _answer(arguments.experiments(arguments), arguments.save_dir)
 
 
+def _import_table(arguments: argparse.Namespace) -> int:
+    from paretoserve.perfdb.user_table import import_user_table
+
+    entry = import_user_table(
+        arguments.file,
+        arguments.system,
+        arguments.backend,
+        arguments.version,
+        arguments.operator,
+        replace_published=arguments.replace_published,
+    )
+    print(f"{entry['path']}: {entry['rows']} rows")
+    return ANSWERED
+
+
 def _support(arguments: argparse.Namespace) -> int:
     from paretoserve.support import support, support_json, support_page, support_text
 
@@ -216,6 +231,20 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--markdown", action="store_true", help="Print docs/support.md.")
     _add_debug(door)
     door.set_defaults(run=_support)
+
+    door = _add_mode(doors, "import-table", "take your own measurements into perf_db", "")
+    door.add_argument(
+        "file", type=Path, help="CSV or Parquet; docs/data_perf_db.md has the columns."
+    )
+    for part in ("system", "backend", "version", "operator"):
+        door.add_argument(f"--{part}", required=True, metavar="NAME", help=f"Its {part}.")
+    door.add_argument(
+        "--replace_published",
+        action="store_true",
+        help="Let it stand in the place of a published table. Default: refuse.",
+    )
+    _add_debug(door)
+    door.set_defaults(run=_import_table)
     return parser
 
 
