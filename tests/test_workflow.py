@@ -239,6 +239,30 @@ def test_command_line_leaves_the_same_bytes(repository, answered):
     assert content(repository.root / "direct") == content(repository.root / "results")
 
 
+QUICK = ("hetero_disagg.yaml", "three_engines.yaml")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(path.name, marks=[] if path.name in QUICK else pytest.mark.slow)
+        for path in sorted(paths.EXPERIMENTS.glob("*.yaml"))
+    ],
+)
+def test_every_experiment_file_leaves_the_same_bytes_both_ways(repository, file):
+    """Two of them here, all under `slow`."""
+    asked, name = f"config/experiments/{file}", Path(file).stem
+    workflow = repository.snakemake("--config", f"experiments={asked}", f"results=flow_{name}")
+    assert workflow.returncode == 0, workflow.stderr
+    command = ["cli", "exp", "--yaml_path", asked, "--save_dir", f"cli_{name}"]
+    direct = repository.run([sys.executable, "-m", "paretoserve", *command])
+    assert direct.returncode == 0, direct.stderr
+    found = content(repository.root / f"cli_{name}")
+    assert len(found) > 10
+    assert found == content(repository.root / f"flow_{name}")
+    assert direct.stdout.strip() == workflow.stdout.strip()
+
+
 def test_another_sla_keeps_the_estimates(repository, answered):
     experiments = yaml.safe_load((repository.root / EXAMPLE).read_text())
     for name in ("agg", "disagg"):
