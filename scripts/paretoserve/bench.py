@@ -19,13 +19,14 @@ from prettytable import PrettyTable
 
 from paretoserve import paths
 from paretoserve.experiments.loading import load_files
-from paretoserve.experiments.plan import make_plan
+from paretoserve.experiments.plan import Plan, make_plan
 from paretoserve.experiments.resolving import resolve_all
 from paretoserve.inprocess import run_in_process
 from paretoserve.interpolation import GridTable
 from paretoserve.operators.kernels import Kernels
 from paretoserve.perfdb.catalogue import Catalogue
 from paretoserve.perfdb.tables import PerfTables
+from paretoserve.stages.generating import generate
 
 HELD_OUT = ("h200_sxm", "trtllm", "1.3.0rc20")
 QUESTION = (
@@ -103,6 +104,7 @@ def _speed(peer: str | None, runs: int) -> str:
     own = _beside(sys.executable, "paretoserve")
     timed = {
         "stages in a running process, files written": _times(_stages, runs),
+        "generate stage of one experiment, top 3": _times(_generation(), runs),
         "whole process, report only": _times(lambda: _run([own, *QUESTION.split()]), runs),
         "whole process, files written": _times(
             lambda: _in_folder(lambda folder: _run([own, *QUESTION.split(), "--save_dir", folder])),
@@ -140,9 +142,29 @@ def _times(call: Callable[[], object], runs: int) -> list[float]:
 
 
 def _stages() -> None:
-    file = paths.EXPERIMENTS / "qwen3_32b_h200.yaml"
-    plan = make_plan(resolve_all(load_files([file]), Catalogue()))
+    plan = _plan()
     _in_folder(lambda folder: run_in_process(plan, Path(folder)))
+
+
+def _plan() -> Plan:
+    file = paths.EXPERIMENTS / "qwen3_32b_h200.yaml"
+    return make_plan(resolve_all(load_files([file]), Catalogue()))
+
+
+def _generation() -> Callable[[], None]:
+    """A call that writes the files of the first experiment, from results that are at hand."""
+    plan = _plan()
+    result = run_in_process(plan, None)
+    experiment = plan.ask.experiments[0]
+
+    def generate_once() -> None:
+        _in_folder(
+            lambda folder: generate(
+                experiment, result.frontier, result.best, paths.ExperimentPaths(Path(folder))
+            )
+        )
+
+    return generate_once
 
 
 def _in_folder(call: Callable[[str], object]) -> None:
