@@ -7,8 +7,9 @@ import pytest
 
 from paretoserve import paths
 from paretoserve.errors import InputError
-from paretoserve.estimator import Layout, Precision, Step, step_latency
+from paretoserve.estimator import Step, step_latency
 from paretoserve.interpolation import EXTRAPOLATED, MEASURED, SPEED_OF_LIGHT
+from paretoserve.layout import Layout, Precision
 from paretoserve.models.catalog import find_model
 from paretoserve.models.dimensions import GQA, DenseFFN, LayerSpec, Model, MoEFFN
 from paretoserve.operators.experts import nearest

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from paretoserve.estimator import Layout, Precision
 from paretoserve.hardware import load_system
+from paretoserve.layout import Layout, Precision
 from paretoserve.memory import kv_cache_bytes_per_token, weight_bytes, worker_memory
 from paretoserve.models.catalog import find_model
 from paretoserve.models.dimensions import GQA, DenseFFN, LayerSpec, Model

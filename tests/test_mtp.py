@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from paretoserve.errors import InputError
-from paretoserve.estimator import Layout, Mtp, Precision, Step, StepLatency, step_latency
+from paretoserve.estimator import Mtp, Step, StepLatency, step_latency
+from paretoserve.layout import Layout, Precision
 from paretoserve.memory import kv_cache_bytes_per_token, weight_bytes
 from paretoserve.models.catalog import find_model
 from paretoserve.operators.kernels import Kernels

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from paretoserve import paths
-from paretoserve.estimator import Layout, Mtp, Precision, Step, StepLatency, step_latency
+from paretoserve.estimator import Mtp, Step, StepLatency, step_latency
 from paretoserve.hardware import canonical_name
 from paretoserve.interpolation import EXTRAPOLATED
+from paretoserve.layout import Layout, Precision
 from paretoserve.models.catalog import find_model
 from paretoserve.operators.kernels import Kernels
 from paretoserve.perfdb.tables import PerfTables

@@ -11,7 +11,7 @@ LIBRARY = paths.ROOT / "scripts" / "paretoserve"
 
 # Each may import those before it, and itself.
 ORDER = """
-errors paths records logs settings quant hardware models perfdb
+errors paths records logs settings quant hardware layout models perfdb
 interpolation operators estimator memory search
 experiments schemas serving pareto
 deploy report stages provenance inprocess bench support cli __main__

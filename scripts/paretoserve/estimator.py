@@ -24,6 +24,7 @@ import numpy as np
 from paretoserve import quant
 from paretoserve.errors import InputError
 from paretoserve.interpolation import PROVENANCE, SPEED_OF_LIGHT, Latency, gather
+from paretoserve.layout import Layout, Precision
 from paretoserve.models.dimensions import GQA, MLA, DenseFFN, LayerSpec, Model, MoEFFN
 from paretoserve.operators.collectives import BYTES_PER_ELEMENT, hand_over_ms
 from paretoserve.operators.elementwise import memory_ms
@@ -32,27 +33,6 @@ from paretoserve.operators.mla import Block, check_measured
 from paretoserve.settings import estimation
 
 Operators = Iterator[tuple[str, Latency]]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How workers split the model; each field (N,)."""
-
-    tp: np.ndarray
-    pp: np.ndarray
-    dp: np.ndarray
-    moe_tp: np.ndarray
-    moe_ep: np.ndarray
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Precision modes of one worker (names of config/quant_modes.yaml)."""
-
-    gemm: str
-    moe: str
-    kv_cache: str
-    attention: str
 
 
 @dataclass(frozen=True)

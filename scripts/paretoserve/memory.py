@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from paretoserve import quant
-from paretoserve.estimator import Layout, Precision
 from paretoserve.hardware import System
+from paretoserve.layout import Layout, Precision
 from paretoserve.models.dimensions import GQA, MLA, DenseFFN, LayerSpec, Model, MoEFFN
 from paretoserve.operators.mla import projection_params
 from paretoserve.settings import Activations, BackendRules

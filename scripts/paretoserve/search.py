@@ -15,7 +15,7 @@ from itertools import product
 
 import numpy as np
 
-from paretoserve.estimator import Layout
+from paretoserve.layout import Layout
 from paretoserve.models.dimensions import GQA, MLA, DenseFFN, Model, MoEFFN
 from paretoserve.settings import BackendRules
 

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from paretoserve import schemas
-from paretoserve.estimator import Layout, Precision
 from paretoserve.experiments.plan import Group, Work
 from paretoserve.hardware import load_system
+from paretoserve.layout import Layout, Precision
 from paretoserve.memory import GIB, worker_memory
 from paretoserve.models.catalog import find_model
 from paretoserve.search import batch_sizes, layouts, prompt_budgets

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from paretoserve import schemas
 from paretoserve.errors import InputError
-from paretoserve.estimator import Layout, Mtp, Step, StepLatency, step_latency
+from paretoserve.estimator import Mtp, Step, StepLatency, step_latency
 from paretoserve.experiments.plan import Group, Work
 from paretoserve.interpolation import PROVENANCE
+from paretoserve.layout import Layout
 from paretoserve.memory import kv_cache_bytes_per_token
 from paretoserve.models.catalog import find_model
 from paretoserve.operators.kernels import Kernels

@@ -1,0 +1,26 @@
+"""What a worker is: how it splits the model over its GPUs, and in which precision."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How workers split the model; each field (N,)."""
+
+    tp: np.ndarray
+    pp: np.ndarray
+    dp: np.ndarray
+    moe_tp: np.ndarray
+    moe_ep: np.ndarray
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Precision modes of one worker (names of config/quant_modes.yaml)."""
+
+    gemm: str
+    moe: str
+    kv_cache: str
+    attention: str
