@@ -14,7 +14,7 @@ ORDER = """
 errors paths records logs settings quant hardware layout models perfdb
 interpolation operators estimator memory search
 experiments schemas serving pareto
-deploy report stages provenance inprocess bench support cli __main__
+deploy report stages provenance inprocess bench support commands cli __main__
 """.split()
 
 MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path != LIBRARY / "__init__.py")

@@ -1,22 +1,32 @@
-"""The command line: `paretoserve cli default`, `paretoserve cli exp` and `paretoserve support`.
+"""The command line: `paretoserve cli default`, `paretoserve cli exp`, and the other commands.
 
 Starting takes longer than answering, so what a call may not need is imported where it is needed.
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from paretoserve import __version__, paths
+from paretoserve import __version__
+from paretoserve.commands import import_table, support
+from paretoserve.commands.common import (
+    ANSWERED,
+    INPUT_ERROR,
+    INTERRUPTED,
+    MACHINE_ERROR,
+    NO_ANSWER,
+    add_debug,
+    add_mode,
+    fail,
+    wants_color,
+)
+from paretoserve.commands.fields import allowed, experiment_schema, spec_of
 from paretoserve.errors import InputError, did_you_mean
 from paretoserve.experiments.loading import (
     COMMAND_LINE,
@@ -25,21 +35,11 @@ from paretoserve.experiments.loading import (
     load_files,
     read_mapping,
 )
-from paretoserve.models.catalog import model_names
 from paretoserve.paths import WorkPaths
 
 if TYPE_CHECKING:
     from paretoserve.experiments.plan import Plan
     from paretoserve.inprocess import RunResult
-
-ANSWERED, MACHINE_ERROR, INPUT_ERROR, NO_ANSWER, INTERRUPTED = 0, 1, 2, 3, 130
-EXIT_CODES = f"""\
-exit codes:
-  {ANSWERED}  at least one experiment has an answer
-  {MACHINE_ERROR}  the results cannot be written (disk full, no permission); none are left behind
-  {INPUT_ERROR}  a flag, the experiment file or the performance database cannot be used
-  {NO_ANSWER}  no experiment meets the SLA; the report says what binds and what would help
-"""
 
 # The guide's default mode asks for 20 ms, its commented experiment file for 40.
 DEFAULT_MODE_TPOT_MS = 20.0
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except InputError as error:
-        return _fail(str(error), INPUT_ERROR, arguments.debug)
+        return fail(str(error), INPUT_ERROR, arguments.debug)
     except BrokenPipeError:
         # The reader of the report has left (`| head`). Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,41 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Results are built in a hidden folder, whose files mean nothing to the user.
         file = getattr(arguments, "save_dir", None) or error.filename
         where = file if error.filename else "standard output"
-        return _fail(f"{where}: {error.strerror or error}", MACHINE_ERROR, arguments.debug)
+        return fail(f"{where}: {error.strerror or error}", MACHINE_ERROR, arguments.debug)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
 def _cli(arguments: argparse.Namespace) -> int:
     return _answer(arguments.experiments(arguments), arguments.save_dir)
-
-
-def _import_table(arguments: argparse.Namespace) -> int:
-    from paretoserve.perfdb.user_table import import_user_table
-
-    entry = import_user_table(
-        arguments.file,
-        arguments.system,
-        arguments.backend,
-        arguments.version,
-        arguments.operator,
-        replace_published=arguments.replace_published,
-    )
-    print(f"{entry['path']}: {entry['rows']} rows")
-    return ANSWERED
-
-
-def _support(arguments: argparse.Namespace) -> int:
-    from paretoserve.support import support, support_json, support_page, support_text
-
-    found = list(support(arguments.model, arguments.system, arguments.backend))
-    if arguments.json:
-        print(json.dumps(support_json(found), indent=1))
-    elif arguments.markdown:
-        print(support_page(found), end="")
-    else:
-        print(support_text(found), end="")
-    return ANSWERED
 
 
 def _answer(raws: Sequence[RawExperiment], save_dir: Path | None) -> int:
@@ -122,7 +94,7 @@ def _answer(raws: Sequence[RawExperiment], save_dir: Path | None) -> int:
         result.best,
         result.status,
         width=shutil.get_terminal_size((NO_TERMINAL_WIDTH, 0)).columns,
-        color=_wants_color(),
+        color=wants_color(),
     )
     print(report, end="", flush=True)
     if save_dir is not None:
@@ -158,20 +130,6 @@ def _usable(result: "RunResult") -> "RunResult":
     return result
 
 
-def _wants_color() -> bool:
-    return (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
-
-
-def _fail(sentences: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    for sentence in sentences.splitlines():
-        print(f"error: {sentence}", file=sys.stderr)
-    return code
-
-
 def _guide_spelling(argv: Sequence[str]) -> list[str]:
     """Spell flags with underscores, as the guide does: --save-dir=a-b is --save_dir=a-b."""
 
@@ -186,7 +144,7 @@ class _OneSentence(argparse.ArgumentParser):
     """Says what is wrong with the flags as it says what is wrong with their values."""
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(_fail(f"{message}; see {self.prog} -h", INPUT_ERROR, debug=False))
+        sys.exit(fail(f"{message}; see {self.prog} -h", INPUT_ERROR, debug=False))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,13 +159,13 @@ def _parser() -> argparse.ArgumentParser:
     door = doors.add_parser("cli", help="answer in the terminal", allow_abbrev=False)
     modes = door.add_subparsers(required=True, metavar="mode")
 
-    mode = _add_mode(modes, "default", "compare agg and disagg serving of one model")
+    mode = add_mode(modes, "default", "compare agg and disagg serving of one model")
     for field, flag in COMMAND_LINE.flags.items():
         _add_field(mode, field, flag)
     _add_shared(mode)
     mode.set_defaults(experiments=_from_flags)
 
-    mode = _add_mode(modes, "exp", "compare the experiments of a YAML file")
+    mode = add_mode(modes, "exp", "compare the experiments of a YAML file")
     mode.add_argument(
         "--yaml_path",
         type=Path,
@@ -218,47 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_shared(mode)
     mode.set_defaults(experiments=lambda arguments: load_files([arguments.yaml_path]))
 
-    door = _add_mode(
-        doors, "support", "say which models can be answered on which engines, and from what", ""
-    )
-    for field in ("model_name", "system_name", "backend_name"):
-        allowed = " ".join(_allowed(field, _spec(field)))
-        door.add_argument(
-            COMMAND_LINE.flags[field], metavar="NAME", help=f"{allowed} Default: all."
-        )
-    form = door.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="Print a JSON list with all figures.")
-    form.add_argument("--markdown", action="store_true", help="Print docs/support.md.")
-    _add_debug(door)
-    door.set_defaults(run=_support)
-
-    door = _add_mode(doors, "import-table", "take your own measurements into perf_db", "")
-    door.add_argument(
-        "file", type=Path, help="CSV or Parquet; docs/data_perf_db.md has the columns."
-    )
-    for part in ("system", "backend", "version", "operator"):
-        door.add_argument(f"--{part}", required=True, metavar="NAME", help=f"Its {part}.")
-    door.add_argument(
-        "--replace_published",
-        action="store_true",
-        help="Let it stand in the place of a published table. Default: refuse.",
-    )
-    _add_debug(door)
-    door.set_defaults(run=_import_table)
+    for command in (support, import_table):
+        command.add(doors)
     return parser
-
-
-def _add_mode(
-    modes: Any, name: str, summary: str, epilog: str = EXIT_CODES
-) -> argparse.ArgumentParser:
-    return modes.add_parser(
-        name,
-        help=summary,
-        description=f"{summary.capitalize()}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def _add_shared(mode: argparse.ArgumentParser) -> None:
@@ -268,14 +188,8 @@ def _add_shared(mode: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="Write the results into a new folder of DIR. Default: write nothing.",
     )
-    _add_debug(mode)
+    add_debug(mode)
     mode.set_defaults(run=_cli)
-
-
-def _add_debug(mode: argparse.ArgumentParser) -> None:
-    mode.add_argument(
-        "--debug", action="store_true", help="With an error, also show where it was raised."
-    )
 
 
 def _folder(name: str) -> Path:
@@ -286,43 +200,21 @@ def _folder(name: str) -> Path:
 
 def _add_field(mode: argparse.ArgumentParser, field: str, flag: str) -> None:
     """Add the flag of a field. Its range is told here but checked, as in files, by the schema."""
-    spec = _spec(field)
+    spec = spec_of(field)
     default = DEFAULT_MODE_TPOT_MS if field == "tpot" else spec.get("default")
     told = [
         re.sub(r"\w+", lambda word: COMMAND_LINE.flags.get(word[0], word[0]), spec["description"]),
-        *_allowed(field, spec),
+        *allowed(field, spec),
         *([] if default is None else [f"Default: {default}."]),
     ]
     mode.add_argument(
         flag,
         type=TYPES[spec.get("type", "string")],
-        required=field in _experiment_schema()["required"],
+        required=field in experiment_schema()["required"],
         default=DEFAULT_MODE_TPOT_MS if field == "tpot" else None,
         metavar=spec.get("unit", flag.removeprefix("--").split("_")[-1]).upper(),
         help=" ".join(told).replace("%", "%%"),
     )
-
-
-def _spec(field: str) -> dict[str, Any]:
-    return _experiment_schema()["properties"][field]
-
-
-@cache
-def _experiment_schema() -> dict[str, Any]:
-    return json.loads(paths.EXPERIMENT_SCHEMA.read_bytes())["$defs"]["experiment"]
-
-
-def _allowed(field: str, spec: dict[str, Any]) -> list[str]:
-    """Say what a field allows, where its description does not."""
-    if field == "model_name":
-        return [f"Known: {', '.join(model_names())}."]
-    if field == "system_name":
-        return [f"Known: {', '.join(sorted(file.stem for file in paths.SYSTEMS.glob('*.yaml')))}."]
-    if "enum" in spec:
-        return [f"Allowed: {', '.join(spec['enum'])}."]
-    if "exclusiveMinimum" in spec:
-        return [f"More than {spec['exclusiveMinimum']}."]
-    return [f"{spec['minimum']} to {spec['maximum']}."] if "minimum" in spec else []
 
 
 def _from_flags(arguments: argparse.Namespace) -> Sequence[RawExperiment]:

@@ -1,0 +1,1 @@
+"""The commands of the command line: each module adds one to the parser by its `add(doors)`."""
