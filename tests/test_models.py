@@ -209,6 +209,11 @@ def test_precision_of_a_named_checkpoint(tmp_path):
     assert find_model(folder).checkpoint_quant_mode == "fp8"
 
 
+def test_a_name_too_long_for_a_file_is_an_unknown_model():
+    with pytest.raises(InputError, match="unknown model 'aaa"):
+        find_model("a" * 300)
+
+
 def test_unknown_name_gets_the_nearest():
     with pytest.raises(
         InputError, match=r"unknown model 'QWEN_32B' \(did you mean 'QWEN3_32B'\?\)"

@@ -45,7 +45,7 @@ def find_model(name: str) -> Model:
             if folded in ids:
                 return replace(_catalogued(file), checkpoint_quant_mode=ids[folded])
     folder = Path(name)
-    if folder.is_dir():
+    if _is_folder(folder):
         return read_config(folder, str(folder.resolve()))
     known = [*model_names(), *_all_ids()]
     raise InputError(
@@ -64,6 +64,13 @@ def checkpoints(name: str) -> dict[str, str | None]:
         return {}
     entry = _read(file)
     return {**dict.fromkeys(entry.get("huggingface", ())), **entry.get("quantised", {})}
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name longer than the file system takes
+        return False
 
 
 def _catalogued(file: Path) -> Model:
