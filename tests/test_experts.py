@@ -1,12 +1,13 @@
 """Experts, their exchange and latent attention against the measured tables, and by hand."""
 
+import re
+
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from paretoserve import paths
-from paretoserve.errors import InputError
 from paretoserve.estimator import Step, step_latency
 from paretoserve.interpolation import EXTRAPOLATED, MEASURED, SPEED_OF_LIGHT
 from paretoserve.layout import Layout, Precision
@@ -54,7 +55,7 @@ def test_experts_return_measured_points():
     shape = {"topk": 8, "experts": 256, "hidden": 7168, "inter": 2048}
     stored = rows(H200, "moe", dtype="fp8_block", distribution="power_law_1.01", **shape)
     found = (
-        Kernels(PerfTables(*H200))
+        Kernels(PerfTables(*H200), strict=True)
         .experts()
         .latency(
             "fp8_block",
@@ -109,8 +110,10 @@ def test_experts_that_nobody_measured_are_marked():
 
 def test_experts_without_a_table_are_refused():
     experts = Kernels(PerfTables(*H200)).experts()
-    with pytest.raises(InputError, match=r"no moe was measured for dtype nvfp4; measured: .*fp8"):
-        experts.latency("nvfp4", "power_law_1.01", DEEPSEEK, 7168, *np.ones((3, 1), int))
+    found = experts.latency("nvfp4", "power_law_1.01", DEEPSEEK, 7168, *np.ones((3, 1), int))
+    assert np.isnan(found.ms).all()
+    ((_, reason),) = found.reasons
+    assert re.search(r"no moe was measured for dtype nvfp4; measured: .*fp8", reason)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def test_dense_layers_are_dense_and_the_output_projection_is_whole():
         "gate_ffn1_gemm": 3 * gemm("fp8_block", 2 * 18432 // 8, 7168),
         "ffn2_gemm": 3 * gemm("fp8_block", 7168, 18432 // 8),
         "router_gemm": 58 * gemm("float16", 256, 7168),
-        "shared_gate_ffn1_gemm": 58 * gemm("fp8_block", 2 * 2048 // 8, 7168),
+        "shared_gate_ffn1_gemm": 0,  # beside the routed experts
         "proj_gemm": 61 * gemm("fp8_block", 7168, 128 * 128 // 8),
     }
     for name, ms in expected.items():
@@ -305,3 +308,15 @@ def test_every_engine_prices_latent_attention(engine):
     )
     assert np.isfinite(found.total_ms).all()
     assert ("generation_mla_block" in found.operators) == (engine[1] == "vllm")
+
+
+def test_shared_experts_cost_what_outlasts_the_routed_ones():
+    """Beside them in small steps; after them in steps of more tokens than a rank overlaps."""
+    kernels, model = Kernels(PerfTables(*H200)), find_model("DEEPSEEK_V3")
+    step = prefill(1, 2048)
+    found = step_latency(model, EIGHT_BIT, layouts((8, 1, 1, 1, 8)), step, kernels)
+    one = kernels.gemm.latency("fp8_block", *(np.array([x]) for x in (2048, 512, 7168))).ms
+    assert milliseconds(found, "shared_gate_ffn1_gemm") == pytest.approx(58 * one)
+    few = step_latency(model, EIGHT_BIT, layouts((8, 1, 1, 1, 8)), prefill(1, 64), kernels)
+    assert milliseconds(few, "shared_gate_ffn1_gemm") == 0
+    assert milliseconds(few, "moe") > 0

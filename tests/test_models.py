@@ -39,6 +39,13 @@ PUBLISHED = {
     "DEEPSEEK_V3": 671e9,  # the paper's count, without the MTP layer
     "KIMI_K2": 1.03e12,  # its safetensors, 1.0 T in the report
     "Nemotron_super_v1.1": 49_867_145_216,
+    "GPT_OSS_120B": 116.83e9,  # the model card's table
+    "GPT_OSS_20B": 20.91e9,
+    "MINIMAX_M2.5": 228.7e9,  # its safetensors
+    "QWEN3.5_397B": 397e9,  # the name's count, which has a vision tower of 0.5 B too
+    "DEEPSEEK_V3.2": 671.9e9,  # V3, and the indexer's 14 M in each layer
+    "GLM_5": 744e9,  # the model card
+    "KIMI_K2.5": 1.03e12,  # as Kimi-K2, without the vision tower
 }
 
 TINY = {

@@ -20,7 +20,7 @@ POINTS = 400
 @pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: "-".join(engine))
 def engine(request):
     system, version = request.param
-    return Kernels(PerfTables(system, "trtllm", version)), system, version
+    return Kernels(PerfTables(system, "trtllm", version), strict=True), system, version
 
 
 def sample(system: str, version: str, operator: str) -> dict[str, np.ndarray]:
@@ -106,12 +106,12 @@ def test_nothing_beats_light(engine):
     ],
 )
 def test_published_values(call, expected):
-    kernels = Kernels(PerfTables("h200_sxm", "trtllm", "1.0.0rc3"))
+    kernels = Kernels(PerfTables("h200_sxm", "trtllm", "1.0.0rc3"), strict=True)
     assert call(kernels).ms == pytest.approx([expected], rel=1e-4)
 
 
 def test_larger_group_than_measured_pays_for_the_slower_link():
-    kernels = Kernels(PerfTables("h200_sxm", "trtllm", "1.0.0rc3"))
+    kernels = Kernels(PerfTables("h200_sxm", "trtllm", "1.0.0rc3"), strict=True)
     one = kernels.all_reduce.latency(np.array([8, 16]), np.array([1e6, 1e6]))
     # Ring: 2 (g-1)/g; NVLink 450 GB/s inside a node, 50 GB/s between nodes.
     assert one.ms[1] / one.ms[0] == pytest.approx((15 / 16) / (7 / 8) * 450 / 50)
@@ -119,7 +119,7 @@ def test_larger_group_than_measured_pays_for_the_slower_link():
 
 
 def test_missing_table_is_a_reason_not_a_number():
-    kernels = Kernels(PerfTables("h200_sxm", "trtllm", "1.0.0rc3"))
+    kernels = Kernels(PerfTables("h200_sxm", "trtllm", "1.0.0rc3"), strict=True)
     found = kernels.generation_attention.latency(
         "fp8", 128, 0, *(np.array(x) for x in ([16, 16], [2, 3], [1, 1], [64, 64]))
     )

@@ -25,8 +25,8 @@ import numpy as np
 
 from paretoserve.errors import InputError
 
-MEASURED, INTERPOLATED, EXTRAPOLATED, SPEED_OF_LIGHT = range(4)
-PROVENANCE = ("measured", "interpolated", "extrapolated", "speed_of_light")
+MEASURED, INTERPOLATED, EXTRAPOLATED, SUBSTITUTED, SPEED_OF_LIGHT = range(5)
+PROVENANCE = ("measured", "interpolated", "extrapolated", "substituted", "speed_of_light")
 
 Trend = Callable[..., np.ndarray]
 
@@ -35,12 +35,14 @@ Trend = Callable[..., np.ndarray]
 class Latency:
     """Latencies in ms and their provenance codes (indices into PROVENANCE), of one shape.
 
-    Where nothing can be said, ms is NaN and `reasons` holds pairs of (mask, sentence).
+    Where nothing can be said, ms is NaN and `reasons` holds pairs of (mask, sentence). `notes` are
+    sentences that say what stood in for what, where something did.
     """
 
     ms: np.ndarray
     provenance: np.ndarray
     reasons: tuple[tuple[np.ndarray, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def at_least(self, bound_ms: np.ndarray) -> "Latency":
         """Raise values below a physical bound to it. A measurement below it timed warm caches."""
@@ -66,6 +68,7 @@ def gather(
     NaN with the reason, and does not stop the others.
     """
     ms, provenance, reasons = np.zeros(shape), np.zeros(shape, np.int8), []
+    notes: dict[str, None] = {}
     for mask, look_up in groups:
         if not mask.any():
             continue
@@ -75,12 +78,16 @@ def gather(
             ms[mask] = np.nan
             reasons.append((mask, str(error)))
             continue
-        ms[mask], provenance[mask] = found.ms, found.provenance
+        if mask.all():
+            ms, provenance = found.ms.reshape(shape), found.provenance.reshape(shape)
+        else:
+            ms[mask], provenance[mask] = found.ms, found.provenance
+        notes |= dict.fromkeys(found.notes)
         for part, sentence in found.reasons:
             whole = np.zeros(shape, bool)
             whole[mask] = part
             reasons.append((whole, sentence))
-    return Latency(ms, provenance, tuple(reasons))
+    return Latency(ms, provenance, tuple(reasons), tuple(notes))
 
 
 class GridTable:
@@ -307,14 +314,9 @@ class SiteTable:
         ms, provenance = curves
         inside = np.clip(query, self.axis[0], self.axis[-1])
         low, high = _bracket(self.axis, inside)
-        position = self.position
-        value = blend(
-            ms[row, low],
-            ms[row, high],
-            position(self.axis[low]),
-            position(inside),
-            position(self.axis[high]),
-        )
+        points = self.position(self.axis)
+        at_query = self.position(inside)
+        value = blend(ms[row, low], ms[row, high], points[low], at_query, points[high])
         worst = np.maximum(np.maximum(provenance[row, low], provenance[row, high]), INTERPOLATED)
         code = np.where(low == high, provenance[row, low], worst)
         outside = inside != query

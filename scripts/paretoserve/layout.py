@@ -18,9 +18,20 @@ class Layout:
 
 @dataclass(frozen=True)
 class Precision:
-    """Precision modes of one worker (names of config/quant_modes.yaml)."""
+    """Precision modes of one worker (names of config/quant_modes.yaml).
+
+    `gemm` of dense FFNs and shared experts, `moe` of routed experts, `attention` of the attention
+    arithmetic, `projections` of the GEMMs around it, which some checkpoints leave in 16 bit
+    ("": as `gemm`).
+    """
 
     gemm: str
     moe: str
     kv_cache: str
     attention: str
+    projections: str = ""
+
+    @property
+    def attention_gemm(self) -> str:
+        """The mode of the projections around attention."""
+        return self.projections or self.gemm

@@ -4,7 +4,9 @@ weights      the parameters of this GPU's shard; embeddings and vocabulary proje
              over tp, layers over tp and pp, routed experts over moe_tp and moe_ep. Router and the
              projections down of latent attention are on every GPU. With MTP, its layer too
 kv_cache     per token, request and layer with attention: 2 (K and V) x KV heads of this GPU x
-             head_dim values, or the latent and rotary part of latent attention, on every GPU.
+             head_dim values, or the latent and rotary part of latent attention, on every GPU, with
+             an 8-bit key per token for an indexer. A window keeps no more tokens than it spans;
+             a gated delta net keeps one 32-bit state per request instead.
              Pipeline stages hold 1/pp of the layers but pp batches are in flight: pp cancels out
 activations  of the largest pass, a multiple of all heads' output (config/estimation.yaml)
 buffers      collective library and runtime (system file)
@@ -13,7 +15,7 @@ It fits when the KV cache stays within the engine's own rule (config/backends.ya
 what the rest leaves free, or the GPU's fraction that engine and cache may take together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,16 @@ import numpy as np
 from paretoserve import quant
 from paretoserve.hardware import System
 from paretoserve.layout import Layout, Precision
-from paretoserve.models.dimensions import GQA, MLA, DenseFFN, LayerSpec, Model, MoEFFN
+from paretoserve.models.dimensions import (
+    DSA,
+    GDN,
+    GQA,
+    MLA,
+    DenseFFN,
+    LayerSpec,
+    Model,
+    MoEFFN,
+)
 from paretoserve.operators.mla import projection_params
 from paretoserve.settings import Activations, BackendRules
 
@@ -62,8 +73,7 @@ def worker_memory(
     arrays (N,). `nextn` > 0 adds the layers that draft.
     """
     weights = weight_bytes(model, precision, layout, nextn)
-    kv_cache = kv_cache_bytes_per_token(model, precision, layout, nextn)
-    kv_cache = kv_cache * requests * request_tokens
+    kv_cache = requests * request_cache_bytes(model, precision, layout, request_tokens, nextn)
     live = _activation_bytes(model, layout, step_tokens, activations)
     buffers = system.collective_buffers(layout.tp * layout.dp) + system.runtime_bytes
     other = weights + live + buffers
@@ -81,7 +91,7 @@ def weight_bytes(model: Model, precision: Precision, layout: Layout, nextn: int 
     sixteen_bit = quant.mode("weights", "float16").bytes
     layers = sum(
         count * _layer_bytes(layer, model.hidden, precision, layout)
-        for count, layer in model.layers
+        for count, layer in model.distinct_layers
     )
     vocabulary = model.vocab // layout.tp * model.hidden * (1 if model.tied_embeddings else 2)
     total = layers / layout.pp + vocabulary * sixteen_bit
@@ -94,15 +104,71 @@ def weight_bytes(model: Model, precision: Precision, layout: Layout, nextn: int 
 def kv_cache_bytes_per_token(
     model: Model, precision: Precision, layout: Layout, nextn: int = 0
 ) -> np.ndarray:
-    """Bytes that one token of one request takes in the KV cache of one GPU, (N,)."""
-    width = quant.mode("kv_cache", precision.kv_cache).bytes
-    layers = [*model.layers, (model.mtp_layers if nextn else 0, model.layers[-1][1])]
+    """Bytes that one more token of a long request takes in the KV cache of one GPU, (N,).
+
+    Layers with a window are not counted: `request_cache_bytes` has all of a request.
+    """
     held = sum(
-        count * _CACHED_VALUES[type(layer.attention)](layer.attention, layout)
-        for count, layer in layers
-        if layer.attention is not None
+        count * token_bytes
+        for count, token_bytes, window in _caches(model, precision, layout, nextn)
+        if not window
     )
-    return np.broadcast_to(held * width, layout.tp.shape)
+    return np.broadcast_to(held, layout.tp.shape)
+
+
+def request_cache_bytes(
+    model: Model,
+    precision: Precision,
+    layout: Layout,
+    tokens: np.ndarray,
+    nextn: int = 0,
+) -> np.ndarray:
+    """Bytes that one request of `tokens` (N,) takes in the cache of one GPU, (N,).
+
+    Layers with a window hold no more than it spans, gated delta nets a state of one size.
+    """
+    held = sum(
+        count * token_bytes * (np.minimum(tokens, window) if window else tokens)
+        for count, token_bytes, window in _caches(model, precision, layout, nextn)
+    )
+    states = sum(
+        count * state_bytes(layer.attention, layout)
+        for count, layer in _attending(model, nextn)
+        if isinstance(layer.attention, GDN)
+    )
+    return np.broadcast_to(held + states, layout.tp.shape)
+
+
+def state_bytes(spec: GDN, layout: Layout) -> np.ndarray:
+    """Bytes of one request's state in one layer: 32 bit, and the last inputs of the convolution."""
+    state = spec.v_heads * spec.k_dim * spec.v_dim * 4
+    return (state + spec.channels * (spec.conv - 1) * 2) / layout.tp
+
+
+def _attending(model: Model, nextn: int) -> list[tuple[int, LayerSpec]]:
+    """Groups of layers that keep something of a request, the drafting ones included."""
+    groups = [*model.distinct_layers, (model.mtp_layers if nextn else 0, model.layers[-1][1])]
+    return [(count, layer) for count, layer in groups if layer.attention is not None]
+
+
+def _caches(
+    model: Model, precision: Precision, layout: Layout, nextn: int
+) -> Iterator[tuple[int, np.ndarray, int]]:
+    """(layers, bytes per token, window or 0) of every group of layers with a KV cache."""
+    width = quant.mode("kv_cache", precision.kv_cache).bytes
+    for count, layer in _attending(model, nextn):
+        spec = layer.attention
+        if isinstance(spec, GQA):
+            values = 2 * -(-spec.kv_heads // layout.tp) * spec.head_dim
+            yield count, values * width, spec.window
+        elif isinstance(spec, MLA):
+            values = spec.kv_rank + spec.rope_dim
+            yield count, values * width + _index_key_bytes(spec), 0
+
+
+def _index_key_bytes(spec: MLA) -> int:
+    """An indexer caches an 8-bit key of each token with a 32-bit scale."""
+    return spec.index_dim + 4 if isinstance(spec, DSA) else 0
 
 
 def _layer_bytes(
@@ -113,13 +179,21 @@ def _layer_bytes(
 
 def _gqa(spec: GQA, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:
     heads, kv_heads = spec.heads // layout.tp, -(-spec.kv_heads // layout.tp)
-    params = hidden * spec.head_dim * (2 * heads + 2 * kv_heads)
-    return params * quant.mode("weights", precision.gemm).bytes
+    output = heads * spec.head_dim
+    params = hidden * (output * (3 if spec.output_gate else 2) + 2 * kv_heads * spec.head_dim)
+    return params * quant.mode("weights", precision.attention_gemm).bytes
 
 
 def _mla(spec: MLA, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:
     params = projection_params(spec, hidden, spec.heads // layout.tp)
-    return params * quant.mode("weights", precision.gemm).bytes
+    if isinstance(spec, DSA):
+        params = params + spec.indexer_params(hidden)  # on every GPU
+    return params * quant.mode("weights", precision.attention_gemm).bytes
+
+
+def _gdn(spec: GDN, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:
+    params = spec.params(hidden) / layout.tp
+    return params * quant.mode("weights", precision.attention_gemm).bytes
 
 
 def _dense_ffn(spec: DenseFFN, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:
@@ -138,13 +212,10 @@ def _moe_ffn(spec: MoEFFN, hidden: int, precision: Precision, layout: Layout) ->
 _WEIGHTS: dict[type, Callable[..., np.ndarray]] = {
     GQA: _gqa,
     MLA: _mla,
+    DSA: _mla,
+    GDN: _gdn,
     DenseFFN: _dense_ffn,
     MoEFFN: _moe_ffn,
-}
-
-_CACHED_VALUES: dict[type, Callable[..., np.ndarray | int]] = {
-    GQA: lambda spec, layout: 2 * -(-spec.kv_heads // layout.tp) * spec.head_dim,
-    MLA: lambda spec, layout: spec.kv_rank + spec.rope_dim,
 }
 
 

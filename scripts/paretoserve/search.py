@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 
 from paretoserve.layout import Layout
-from paretoserve.models.dimensions import GQA, MLA, DenseFFN, Model, MoEFFN
+from paretoserve.models.dimensions import FFN, GDN, GQA, MLA, Attention, DenseFFN, Model, MoEFFN
 from paretoserve.settings import BackendRules
 
 
@@ -67,11 +67,14 @@ def _refusals(model: Model, sizes: Mapping[str, int], rules: BackendRules) -> It
                     yield f"{name} {sizes[name]} does not divide {what}"
 
 
-def _split(part: GQA | MLA | DenseFFN | MoEFFN) -> Iterator[tuple[str, int, str]]:
+def _split(part: Attention | FFN) -> Iterator[tuple[str, int, str]]:
     """What each kind of parallelism shares out: its name, how many there are, and of what."""
     match part:
         case GQA() | MLA():
             yield "tp", part.heads, f"{part.heads} attention heads"
+        case GDN():
+            yield "tp", part.k_heads, f"{part.k_heads} key heads of the gated delta net"
+            yield "tp", part.v_heads, f"{part.v_heads} value heads of the gated delta net"
         case DenseFFN():
             yield "tp", part.inter, f"the FFN width {part.inter}"
         case MoEFFN():

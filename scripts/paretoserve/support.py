@@ -45,11 +45,13 @@ load on points of the tables (isl 4096, decoding at position 4097, batches of 1 
 The word says where most of the step time comes from, for agg, and for disagg if it differs:
 
 - **measured**: points of the tables; **interpolated**: between them; **extrapolated**: beyond them;
+- **substituted**: from the table of another engine, version, precision or system that stands in;
 - **formula**: a speed-of-light formula, not a measurement;
 - **no**: no answer.
 
 A number leads to the reason below the table: why there is no answer, which layouts of the search
-have none, or which operators spend {WORTH_SAYING:.0%} of the time or more beyond the tables.
+have none, which operators spend {WORTH_SAYING:.0%} of the time or more beyond the tables, and what
+stands in for what.
 """
 
 
@@ -58,8 +60,8 @@ class Support:
     """Whether one model can be answered on one engine version in one serving mode.
 
     `answer` is `no`, or where the most of the steps' time comes from: measured, interpolated,
-    extrapolated or formula. The shares are means over layouts, 0 where there is no answer. `reason`
-    is one sentence, empty where there is nothing to say against the answer.
+    extrapolated, substituted or formula. The shares are means over layouts, 0 where there is no
+    answer. `reason` is empty where there is nothing to say against the answer.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Support:
     measured: float
     interpolated: float
     extrapolated: float
+    substituted: float
     formula: float
     reason: str
 
@@ -273,13 +276,27 @@ def _answer(
     told = [f"some layouts have no answer: {reasons[0]}"] if reasons else []
     if beyond := _beyond(ids, operators):
         told.append(f"beyond the tables in part: {', '.join(beyond)}")
+    told += _stand_ins(ids, operators)
     return answer, mean, "; ".join(told)
 
 
 def _beyond(ids: Sequence[str], operators: pa.Table) -> list[str]:
     """Operators that take a share worth saying of the time, extrapolated; by name."""
+    return _worth_saying(ids, operators, "extrapolated", "operator")
+
+
+def _stand_ins(ids: Sequence[str], operators: pa.Table) -> list[str]:
+    """What stood in for what, where that took a share worth saying of the time."""
+    notes = _worth_saying(ids, operators, "substituted", "note")
+    return [*dict.fromkeys(sentence for note in notes for sentence in note.split("; "))]
+
+
+def _worth_saying(
+    ids: Sequence[str], operators: pa.Table, provenance: str, column: str
+) -> list[str]:
+    """Values of a column whose time of this provenance is a share worth saying; sorted."""
     mine = operators.filter(pc.is_in(operators["work_id"], pa.array(ids)))
-    far = mine.filter(pc.equal(mine["provenance"], "extrapolated"))
-    by_name = far.group_by("operator").aggregate([("ms", "sum")]).to_pylist()
+    of = mine.filter(pc.equal(mine["provenance"], provenance))
+    by_name = of.group_by(column).aggregate([("ms", "sum")]).to_pylist()
     least = WORTH_SAYING * (pc.sum(mine["ms"]).as_py() or 0.0)
-    return sorted(row["operator"] for row in by_name if row["ms_sum"] >= least)
+    return sorted(row[column] for row in by_name if row["ms_sum"] >= least)

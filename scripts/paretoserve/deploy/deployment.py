@@ -17,6 +17,7 @@ from paretoserve.experiments.plan import label
 from paretoserve.hardware import load_system
 from paretoserve.models.catalog import checkpoints, find_model
 from paretoserve.schemas import LAYOUT
+from paretoserve.settings import estimation
 
 # Where pods find the engine's settings.
 ENGINE_FOLDER = "/etc/paretoserve"
@@ -341,6 +342,7 @@ class Deployment:
             "common/verify.md.j2",
             experiment=self.experiment,
             row=self.row,
+            simulated_load=estimation().simulation.told,
             sentences=sentences,
             target=self.target,
             image_target=next(iter(self.image_targets.values())),
@@ -358,13 +360,14 @@ def _layout(row: Row, role: str) -> str:
 
 def _checkpoint(experiment: Experiment) -> tuple[str, bool]:
     """Return the checkpoint to load, and whether it has the precision of the estimate."""
-    mode = experiment.workers[0].gemm_quant_mode
+    worker = experiment.workers[0]
+    mode = worker.gemm_quant_mode if worker.moe_quant_mode == "float16" else worker.moe_quant_mode
     ids = checkpoints(experiment.model_name)
     if not ids:  # a folder: the user knows what it holds
         own = find_model(experiment.model_name).checkpoint_quant_mode
         return experiment.model_name, (own or "float16") == mode
     wanted = None if mode == "float16" else mode
-    fitting = [id for id, quantised in ids.items() if quantised == wanted]
+    fitting = [id for id, own in ids.items() if (own and own.quant_mode) == wanted]
     unquantised = [id for id, quantised in ids.items() if quantised is None]
     candidates = fitting or unquantised or list(ids)
     # Requests come as chats, which a base model has no template for.

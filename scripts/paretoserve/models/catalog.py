@@ -9,8 +9,8 @@ import yaml
 
 from paretoserve import paths
 from paretoserve.errors import InputError, did_you_mean
-from paretoserve.models.dimensions import Model
-from paretoserve.models.huggingface import parse_config, read_config
+from paretoserve.models.dimensions import Checkpoint, Model
+from paretoserve.models.huggingface import parse_config, read_config, uniform
 
 
 def model_names() -> tuple[str, ...]:
@@ -41,9 +41,9 @@ def find_model(name: str) -> Model:
             return _catalogued(file)
     for file in paths.MODELS.glob("*.yaml"):
         if folded in file.read_text().lower():  # parsing every file would take far longer
-            ids = _checkpoints(file)
+            ids = {id.lower(): checkpoint for id, checkpoint in _checkpoints(file).items()}
             if folded in ids:
-                return replace(_catalogued(file), checkpoint_quant_mode=ids[folded])
+                return replace(_catalogued(file), checkpoint=ids[folded])
     folder = Path(name)
     if _is_folder(folder):
         return read_config(folder, str(folder.resolve()))
@@ -54,16 +54,13 @@ def find_model(name: str) -> Model:
     )
 
 
-def checkpoints(name: str) -> dict[str, str | None]:
+def checkpoints(name: str) -> dict[str, Checkpoint | None]:
     """Return the Hugging Face ids of a model by the guide's name, with what each is quantised to.
 
     None: not quantised. A model of a folder has no ids.
     """
     file = paths.model_file(name)
-    if not file.is_file():
-        return {}
-    entry = _read(file)
-    return {**dict.fromkeys(entry.get("huggingface", ())), **entry.get("quantised", {})}
+    return _checkpoints(file) if file.is_file() else {}
 
 
 def _is_folder(path: Path) -> bool:
@@ -80,11 +77,13 @@ def _catalogued(file: Path) -> Model:
     return parse_config(entry["config"], str(file), file.stem)
 
 
-def _checkpoints(file: Path) -> dict[str, str | None]:
-    """Hugging Face ids in lower case, each with the GEMM mode it is quantised to."""
+def _checkpoints(file: Path) -> dict[str, Checkpoint | None]:
+    """Hugging Face ids, each with what it is quantised to: one mode, or one for each part."""
     entry = _read(file)
-    plain = dict.fromkeys(entry.get("huggingface", ()))
-    return {id.lower(): mode for id, mode in {**plain, **entry.get("quantised", {})}.items()}
+    found: dict[str, Checkpoint | None] = dict.fromkeys(entry.get("huggingface", ()))
+    for id, modes in entry.get("quantised", {}).items():
+        found[id] = uniform(modes) if isinstance(modes, str) else Checkpoint(**modes)
+    return found
 
 
 def _all_ids() -> list[str]:

@@ -14,12 +14,21 @@ class GQA:
     qkv_bias: bool = False
     qk_norm: bool = False
     window: int = 0  # tokens that a token attends to; 0: all before it
+    output_gate: bool = False  # the query projection also makes a gate of the output
+    sinks: bool = False  # one learned logit per head that takes attention from all tokens
+    output_bias: bool = False
+
+    @property
+    def query_width(self) -> int:
+        """Values that the query projection makes, its gate included."""
+        return self.heads * self.head_dim * (2 if self.output_gate else 1)
 
     def params(self, hidden: int) -> int:
         """Parameters of one layer's attention."""
-        projected = (self.heads + 2 * self.kv_heads) * self.head_dim
+        projected = self.query_width + 2 * self.kv_heads * self.head_dim
         weights = hidden * projected + self.heads * self.head_dim * hidden
-        return weights + self.qkv_bias * projected + self.qk_norm * 2 * self.head_dim
+        biases = self.qkv_bias * projected + self.output_bias * hidden
+        return weights + biases + self.qk_norm * 2 * self.head_dim + self.sinks * self.heads
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,49 @@ class MLA:
 
 
 @dataclass(frozen=True)
+class DSA(MLA):
+    """Sparse latent attention: an indexer picks the `index_topk` cached tokens to attend to.
+
+    Its `index_heads` queries of `index_dim` score one cached key of `index_dim` per token.
+    """
+
+    index_heads: int
+    index_dim: int
+    index_topk: int
+
+    def params(self, hidden: int) -> int:
+        """Parameters of one layer's attention, indexer and its norm included."""
+        return super().params(hidden) + self.indexer_params(hidden) + 2 * self.index_dim
+
+    def indexer_params(self, hidden: int) -> int:
+        """Weights of the indexer's projections: queries, key, and a weight per head."""
+        query = self.q_rank * self.index_heads * self.index_dim
+        return query + hidden * (self.index_dim + self.index_heads)
+
+
+@dataclass(frozen=True)
+class GDN:
+    """Gated delta net: linear attention whose state is (v_heads, k_dim, v_dim) per request."""
+
+    k_heads: int
+    v_heads: int
+    k_dim: int
+    v_dim: int
+    conv: int  # width of the causal convolution over queries, keys and values
+
+    @property
+    def channels(self) -> int:
+        """Values of a token that pass the convolution: queries, keys and values."""
+        return 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
+
+    def params(self, hidden: int) -> int:
+        """Parameters of one layer: projections, convolution, decay, step size and output norm."""
+        value = self.v_heads * self.v_dim
+        projections = hidden * (self.channels + value + 2 * self.v_heads) + value * hidden
+        return projections + self.channels * self.conv + 2 * self.v_heads + self.v_dim
+
+
+@dataclass(frozen=True)
 class DenseFFN:
     """Gated feed-forward network: gate, up and down projections of width `inter`."""
 
@@ -61,24 +113,50 @@ class MoEFFN:
     topk: int
     inter: int
     shared_inter: int = 0
+    shared_gate: bool = False  # a gate of one value decides how much of the shared expert counts
+    bias: bool = False  # of the router and of every projection
 
     def params(self, hidden: int) -> int:
         """Parameters of one layer's router and experts, active or not."""
-        router = hidden * self.experts
-        return router + 3 * hidden * (self.experts * self.inter + self.shared_inter)
+        router = hidden * self.experts + self.shared_gate * hidden
+        biases = self.bias * self.experts * (1 + 2 * self.inter + hidden)
+        return router + biases + 3 * hidden * (self.experts * self.inter + self.shared_inter)
+
+
+Attention = GQA | MLA | DSA | GDN
+FFN = DenseFFN | MoEFFN
 
 
 @dataclass(frozen=True)
 class LayerSpec:
     """One layer: what it attends with, then what it transforms with; None: it leaves that out."""
 
-    attention: GQA | MLA | None
-    ffn: DenseFFN | MoEFFN | None
+    attention: Attention | None
+    ffn: FFN | None
 
     @property
-    def parts(self) -> tuple[GQA | MLA | DenseFFN | MoEFFN, ...]:
+    def parts(self) -> tuple[Attention | FFN, ...]:
         """What the layer has, each behind a norm of its own."""
         return tuple(part for part in (self.attention, self.ffn) if part is not None)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the parts of a checkpoint are quantised to (names of config/quant_modes.yaml).
+
+    `attention` are the projections around attention, `gemm` dense FFNs and shared experts, `moe`
+    routed experts; `kv_cache` is "" where the checkpoint does not say.
+    """
+
+    gemm: str
+    moe: str
+    attention: str
+    kv_cache: str = ""
+
+    @property
+    def quant_mode(self) -> str:
+        """The mode of the part that weighs most: of the experts where they are quantised."""
+        return self.gemm if self.moe == "float16" else self.moe
 
 
 @dataclass(frozen=True)
@@ -93,7 +171,20 @@ class Model:
     tied_embeddings: bool
     max_position_embeddings: int
     mtp_layers: int = 0
-    checkpoint_quant_mode: str | None = None  # None: the checkpoint is not quantised
+    checkpoint: Checkpoint | None = None  # None: not quantised
+
+    @property
+    def checkpoint_quant_mode(self) -> str | None:
+        """What most of the checkpoint is quantised to, None if it is not."""
+        return self.checkpoint and self.checkpoint.quant_mode
+
+    @property
+    def distinct_layers(self) -> tuple[tuple[int, LayerSpec], ...]:
+        """(count, spec) of every kind of layer, where the order does not matter."""
+        counts: dict[LayerSpec, int] = {}
+        for count, spec in self.layers:
+            counts[spec] = counts.get(spec, 0) + count
+        return tuple((count, spec) for spec, count in counts.items())
 
     @property
     def num_layers(self) -> int:
@@ -108,7 +199,7 @@ class Model:
     @property
     def digest(self) -> str:
         """12 hex digits of the dimensions: equal for equal work, whatever the name."""
-        dimensions = replace(self, name="", checkpoint_quant_mode=None)
+        dimensions = replace(self, name="", checkpoint=None)
         return hashlib.blake2b(repr(dimensions).encode(), digest_size=6).hexdigest()
 
 

@@ -49,6 +49,11 @@ class ContextAttention:
 
         return _per_kv_heads(one, heads, kv_heads, isl, batch)
 
+    def bound_ms(self, attn_dtype, kv_dtype, head_dim, window, heads, kv_heads, isl, batch):
+        """Speed of light."""
+        parts = self._parts(attn_dtype, kv_dtype, head_dim, window, kv_heads)
+        return np.maximum(*parts(heads, isl, batch))
+
     def _load(self, attn_dtype: str, kv_dtype: str, head_dim: int, window: int, kv: int):
         rows = self._tables.rows(
             "context_attention",
@@ -66,7 +71,7 @@ class ContextAttention:
         kv_bytes = quant.mode("kv_cache", kv_dtype).bytes
 
         def parts(heads, isl, batch):
-            kv_heads = kv or heads
+            kv_heads = np.where(np.asarray(kv) > 0, kv, heads)
             full = np.asarray(isl, float) ** 2 / 2
             pairs = np.where((window > 0) & (isl > window), isl * window - window**2 / 2, full)
             arithmetic = 4 * batch * heads * head_dim * pairs / flops * 1e3
@@ -112,6 +117,10 @@ class GenerationAttention:
 
         return _per_kv_heads(one, heads, kv_heads, batch, kv_len)
 
+    def bound_ms(self, kv_dtype, head_dim, window, heads, kv_heads, batch, kv_len) -> np.ndarray:
+        """Speed of light."""
+        return self._traffic_ms(kv_dtype, head_dim, window, kv_heads)(heads, batch, kv_len)
+
     def _load(self, kv_dtype: str, head_dim: int, window: int, kv: int) -> GridTable:
         rows = self._tables.rows(
             "generation_attention", kv_dtype=kv_dtype, head_dim=head_dim, window=window
@@ -134,7 +143,7 @@ class GenerationAttention:
 
         def traffic_ms(heads, batch, kv_len):
             length = np.minimum(kv_len, window) if window else kv_len
-            kv_heads = kv or heads
+            kv_heads = np.where(np.asarray(kv) > 0, kv, heads)
             per_sequence = head_dim * (4 * heads + 2 * kv_heads * kv_bytes * length)
             return batch * per_sequence / bandwidth * 1e3
 

@@ -42,6 +42,14 @@ class Collective:
             [(mask, partial(self._one, count, elements[mask])) for count, mask in masks],
         )
 
+    def measures(self, gpus: int) -> bool:
+        """Whether groups of so many GPUs were measured."""
+        return gpus in self._measured_groups
+
+    def bound_ms(self, gpus: np.ndarray, elements: np.ndarray) -> np.ndarray:
+        """Speed of light."""
+        return self._ring_ms(gpus, elements)
+
     def _one(self, gpus: int, elements: np.ndarray) -> Latency:
         groups = self._measured_groups
         if gpus in groups:

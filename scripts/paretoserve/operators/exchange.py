@@ -7,16 +7,19 @@ traffic = copies inside / NVLink + copies between / network; a copy is h values 
 experts' input on the way there, 16 bit on the way back.
 
 config/estimation.yaml names the tables of each engine, for many (prefill) and for few (decode)
-tokens. More GPUs than any measured, and shapes that nobody measured, are scaled by the traffic.
+tokens. More GPUs than any measured, and shapes that nobody measured, are scaled by the traffic. A
+table of another system with the same links stands in before the next table of the list.
 """
 
-from functools import cache
+from dataclasses import replace
+from functools import cache, cached_property
 
 import numpy as np
 
 from paretoserve import quant
 from paretoserve.errors import InputError
-from paretoserve.interpolation import EXTRAPOLATED, GridTable, Latency, Trend
+from paretoserve.hardware import system_names
+from paretoserve.interpolation import EXTRAPOLATED, SUBSTITUTED, GridTable, Latency, Trend
 from paretoserve.models.dimensions import MoEFFN
 from paretoserve.operators.grids import Rows, ShapeTables, select, token_grid
 from paretoserve.perfdb.tables import PerfTables
@@ -49,29 +52,34 @@ class Exchange:
         `tokens_are` "many" or "few" picks the engine's variant, `dtype` is the experts' precision.
         """
         shape = (spec.topk, spec.experts, hidden)
-        release, tables = self._phases(way, tokens_are, dtype)
+        measured, release, tables = self._phases(way, tokens_are, dtype)
         found = [table.latency(shape, gpus, tokens) for table in tables]
         both = Latency(
             np.sum([phase.ms for phase in found], axis=0),
             np.max([phase.provenance for phase in found], axis=0),
         )
+        if measured.name != self._tables.name:
+            note = f"{measured.name} {measured.backend} {release} exchange of tokens stands in"
+            return replace(both.scaled(1.0, SUBSTITUTED), notes=(f"{note} for {self._tables}",))
         return both if release == self._tables.version else both.scaled(1.0, EXTRAPOLATED)
 
-    def _load(self, way: str, tokens_are: str, dtype: str) -> tuple[str, list[ShapeTables]]:
-        """The nearest release that was measured, and one table per phase of this way."""
-        source = self._source(tokens_are)
+    def _load(
+        self, way: str, tokens_are: str, dtype: str
+    ) -> tuple[PerfTables, str, list[ShapeTables]]:
+        """Whose tables, the nearest release that was measured, and one table per phase."""
+        measured, source = self._source(tokens_are)
         rate = quant.mode("weights", dtype).flops
         width = COMBINED_BYTES if way == "combine" else self._settings.dispatched_bytes[rate]
         tables = []
         for phase in PHASES[way]:
-            rows = self._rows(source, phase)
+            rows = self._rows(measured, source, phase)
             if not len(rows["tokens"]):
                 continue  # only some exchanges have to be prepared
             if "dtype" in rows:
                 rows = select(rows, rows["dtype"] == self._message(rows["dtype"], way, rate))
             neighbours, trend = self._settings.shape_neighbours, self._trend_of(width)
             tables.append(ShapeTables(rows, SHAPE, (1, 1, 1), neighbours, self._grid, trend))
-        return self._tables.releases(source.table)[0], tables
+        return measured, measured.releases(source.table)[0], tables
 
     def _message(self, measured: np.ndarray, way: str, rate: str) -> str:
         """The measured data type that stands for the message of experts with this rate."""
@@ -85,19 +93,36 @@ class Exchange:
             f"measured: {', '.join(names)}"
         )
 
-    def _source(self, tokens_are: str) -> ExchangeTable:
+    def _source(self, tokens_are: str) -> tuple[PerfTables, ExchangeTable]:
         sources = self._settings.exchange[self._tables.backend][tokens_are]
         for source in sources:
-            if self._tables.releases(source.table):
-                return source
+            for tables in (self._tables, *self._with_same_links):
+                if tables.releases(source.table):
+                    return tables, source
         names = " or ".join(source.table for source in sources)
         raise InputError(f"perf_db has no {names} table of {self._tables} or another release of it")
 
-    def _rows(self, source: ExchangeTable, phase: str) -> Rows:
+    @cached_property
+    def _with_same_links(self) -> list[PerfTables]:
+        """This engine's tables of other systems whose GPUs reach each other alike."""
+        own = self._tables.system
+        others = [
+            PerfTables(name, self._tables.backend, self._tables.version)
+            for name in system_names()
+            if name != own.name
+        ]
+        return [
+            tables
+            for tables in others
+            if tables.system.nvlink_domain == own.nvlink_domain > own.gpus_per_node
+            and tables.system.inter_node_bandwidth == own.inter_node_bandwidth
+        ]
+
+    def _rows(self, measured: PerfTables, source: ExchangeTable, phase: str) -> Rows:
         """Rows of one phase; group sizes that the nearest release lacks come from farther ones."""
         parts = []
-        for release in self._tables.releases(source.table):
-            rows = self._tables.rows(source.table, release=release, **source.where)
+        for release in measured.releases(source.table):
+            rows = measured.rows(source.table, release=release, **source.where)
             rows = select(rows, rows["phase"] == phase)
             # The tables of DeepEP count nodes.
             nodes = rows.pop("nodes") * self._tables.system.gpus_per_node if "nodes" in rows else 0

@@ -25,6 +25,7 @@ from paretoserve.settings import Experts as Settings
 
 SHAPE = ("topk", "experts", "hidden", "inter", "moe_tp", "moe_ep")
 NOT_GATED = "_nongated"  # kernels of experts without a gate projection end so
+SPLIT_BASE = 2**20  # moe_tp * SPLIT_BASE + moe_ep is one number for each split
 
 
 class Experts:
@@ -34,8 +35,9 @@ class Experts:
         self._tables, self._settings, self._operator = tables, settings, operator
         self._release = next(iter(tables.releases(operator)), tables.version)
         self._shapes = cache(self._load)
+        self.measures = cache(self._measures)
 
-    def measures(self, dtype: str, spec: MoEFFN, hidden: int) -> bool:
+    def _measures(self, dtype: str, spec: MoEFFN, hidden: int) -> bool:
         """Whether these experts were measured, at any split over GPUs."""
         if not self._tables.releases(self._operator):
             return False
@@ -57,9 +59,9 @@ class Experts:
         """Latency for `tokens` of all GPUs; arrays (N,). `distribution` or the nearest measured."""
         shapes = self._shapes(dtype, distribution)
         ms, provenance = np.empty(len(tokens)), np.empty(len(tokens), np.int8)
-        splits, row = np.unique(np.stack([moe_tp, moe_ep]), axis=1, return_inverse=True)
-        for i, (mt, me) in enumerate(splits.T.tolist()):
-            mine = row.ravel() == i
+        split = moe_tp * SPLIT_BASE + moe_ep
+        for one in np.unique(split).tolist():
+            mine, (mt, me) = split == one, divmod(one, SPLIT_BASE)
             shape = (spec.topk, spec.experts, hidden, spec.inter, mt, me)
             found = shapes.latency(shape, tokens[mine])
             found = found.at_least(self._bound(dtype, *shape)(tokens[mine]))
@@ -67,6 +69,12 @@ class Experts:
         found = Latency(ms, provenance)
         same = self._release == self._tables.version
         return found if same else found.scaled(1.0, EXTRAPOLATED)
+
+    def bound_ms(self, dtype, distribution, spec, hidden, moe_tp, moe_ep, tokens) -> np.ndarray:
+        """Speed of light, with the weights of the experts that even choices reach."""
+        shape = (spec.topk, spec.experts, hidden, spec.inter, moe_tp, moe_ep)
+        arithmetic, weights, rows = self._work(dtype, *shape)(tokens)
+        return np.maximum(arithmetic, weights + rows)
 
     def tables(self, dtype: str, distribution: str) -> ShapeTables:
         """The curves of one precision, by SHAPE, for held-out checks."""
@@ -76,6 +84,8 @@ class Experts:
         rows = self._tables.rows(self._operator, release=self._release, dtype=dtype)
         gated = np.array([not kernel.endswith(NOT_GATED) for kernel in np.unique(rows["kernel"])])
         kept = gated[np.unique(rows["kernel"], return_inverse=True)[1]]
+        if not kept.any():
+            raise InputError(f"{self._tables}: no gated experts were measured in {dtype}")
         kept &= rows["distribution"] == nearest(distribution, np.unique(rows["distribution"][kept]))
         if "slots" in rows:  # replicas of experts cost memory that we do not plan
             kept &= rows["slots"] == rows["experts"]

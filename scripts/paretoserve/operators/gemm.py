@@ -16,6 +16,8 @@ from paretoserve.interpolation import INTERPOLATED, Latency, SiteTable, blend
 from paretoserve.perfdb.tables import PerfTables
 from paretoserve.settings import Interpolation
 
+SHAPE_BASE = 2**31  # n * SHAPE_BASE + k is one number for each (n, k)
+
 
 class Gemm:
     """Latency of GEMMs of one engine version."""
@@ -27,11 +29,20 @@ class Gemm:
     def latency(self, dtype: str, m: np.ndarray, n: np.ndarray, k: np.ndarray) -> Latency:
         """Latency for `m` rows and (n, k) weights; arrays of one shape."""
         m, n, k = (np.asarray(x, np.int64).ravel() for x in np.broadcast_arrays(m, n, k))
-        shapes, row = np.unique(np.stack([n, k], axis=1), axis=0, return_inverse=True)
+        key = n * SHAPE_BASE + k
+        keys = np.unique(
+            key
+        )  # by hashing: few shapes are asked for many times, and sorting is slow
+        shapes = np.stack(np.divmod(keys, SHAPE_BASE), axis=1)
         sites, table = self._curves(dtype)
         curves = self._rows(dtype, sites, table, shapes)
-        found = table.along(curves, row.ravel(), m, lambda at: self._trend(dtype, at, n, k))
+        row = np.searchsorted(keys, key)
+        found = table.along(curves, row, m, lambda at: self._trend(dtype, at, n, k))
         return found.at_least(bound_ms(self._tables.system, dtype, m, n, k))
+
+    def bound_ms(self, dtype: str, m: np.ndarray, n: np.ndarray, k: np.ndarray) -> np.ndarray:
+        """Speed of light."""
+        return bound_ms(self._tables.system, dtype, m, n, k)
 
     def table(self, dtype: str) -> SiteTable:
         """The measured curves of one precision, for held-out checks."""

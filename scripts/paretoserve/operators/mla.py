@@ -12,7 +12,7 @@ Dimensions are DeepSeek-V3's, the only ones that were measured.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -28,6 +28,7 @@ from paretoserve.settings import Interpolation
 
 QK, V, LATENT, ROPE = 192, 128, 512, 64
 CACHED = LATENT + ROPE
+MEASURED_IN = "DeepseekV3ForCausalLM"
 MEASURED = (LATENT, QK - ROPE, ROPE, V)
 
 
@@ -60,6 +61,18 @@ class LatentAttention:
         query = fold_queries(grid, heads, batch, kv_len, queries)
         return grid(*query).at_least(np.maximum(*self.generation_work(kv_dtype)(*query)))
 
+    def context_bound_ms(self, attn_dtype: str, kv_dtype: str, heads, isl, batch) -> np.ndarray:
+        """Speed of light."""
+        return np.maximum(*self.context_work(attn_dtype)(heads, isl, batch))
+
+    def generation_bound_ms(self, kv_dtype: str, heads, batch, kv_len) -> np.ndarray:
+        """Speed of light."""
+        return np.maximum(*self.generation_work(kv_dtype)(heads, batch, kv_len))
+
+    def product_bound_ms(self, op: str, dtype: str, heads, tokens) -> np.ndarray:
+        """Speed of light."""
+        return np.maximum(*self._product_work(dtype, heads, tokens))
+
     def product(self, op: str, dtype: str, heads: np.ndarray, tokens: np.ndarray) -> Latency:
         """Latency of `mla_gen_pre` or `mla_gen_post`; in 16 bit where `dtype` was not measured."""
         return self._products(op, dtype)(heads, tokens)
@@ -86,14 +99,19 @@ class LatentAttention:
         measured = np.unique(self._tables.rows("mla_bmm", op=op)["dtype"]).tolist()
         dtype = dtype if dtype in measured else "float16"
         rows = self._tables.rows("mla_bmm", op=op, dtype=dtype)
-        mode, system = quant.mode("weights", dtype), self._tables.system
+        launch_ms = self._tables.system.kernel_launch_s * 1e3
 
         def trend(heads, tokens):
-            arithmetic = 2 * heads * V * LATENT * tokens / system.flops(mode.flops)
-            moved = heads * (V * LATENT * mode.bytes + 2 * (V + LATENT) * tokens)
-            return (arithmetic + moved / system.memory_bandwidth + system.kernel_launch_s) * 1e3
+            return sum(self._product_work(dtype, heads, tokens)) + launch_ms
 
         return _grid(rows, ("heads", "tokens"), trend, self._settings)
+
+    def _product_work(self, dtype: str, heads, tokens) -> tuple[np.ndarray, np.ndarray]:
+        """Arithmetic and traffic in ms."""
+        system, mode = self._tables.system, quant.mode("weights", dtype)
+        arithmetic = 2 * heads * V * LATENT * tokens / system.flops(mode.flops)
+        moved = heads * (V * LATENT * mode.bytes + 2 * (V + LATENT) * tokens)
+        return arithmetic * 1e3, moved / system.memory_bandwidth * 1e3
 
     def context_work(self, attn_dtype: str) -> Callable:
         """Arithmetic and traffic in ms, of (heads, isl, batch)."""
@@ -149,6 +167,16 @@ class LatentModule:
         """
         return self.generation_grid(block, kv_dtype)(heads, batch * queries, kv_len)
 
+    def context_bound_ms(self, block, attn_dtype, kv_dtype, heads, isl, batch) -> np.ndarray:
+        """Speed of light."""
+        attention = np.maximum(*self._parts.context_work(attn_dtype)(heads, isl, batch))
+        return attention + np.maximum(*self._projections(block, heads, batch * isl))
+
+    def generation_bound_ms(self, block, kv_dtype, heads, batch, kv_len) -> np.ndarray:
+        """Speed of light."""
+        attention = np.maximum(*self._parts.generation_work(kv_dtype)(heads, batch, kv_len))
+        return attention + np.maximum(*self._projections(block, heads, batch))
+
     def _load_context(self, block: "Block", attn_dtype: str, kv_dtype: str) -> GridTable:
         attention = self._parts.context_work(attn_dtype)
         trend = self._trend(
@@ -168,22 +196,28 @@ class LatentModule:
         return _grid(rows, ("heads", "batch", "kv_len"), trend, self._settings)
 
     def _rows(self, operator: str, block: "Block", where: dict[str, str]) -> Rows:
-        return self._tables.rows(
+        rows = self._tables.rows(
             operator, architecture=block.architecture, gemm_dtype=block.gemm_dtype, **where
         )
+        # One kernel for short prompts and another for long ones: one curve through the fastest.
+        return rows | {"kernel": np.full(len(rows["kernel"]), "fastest", object)}
 
     def _trend(self, block: "Block", attention: Callable) -> Trend:
         """Projections' arithmetic and weights, and `attention` -> (tokens, ms)."""
-        system, mode = self._tables.system, quant.mode("weights", block.gemm_dtype)
+        launch_ms = self._tables.system.kernel_launch_s * 1e3
 
         def trend(heads, *query):
             tokens, attention_ms = attention(heads, *query)
-            params = projection_params(block.spec, block.hidden, heads)
-            arithmetic = 2 * params * np.asarray(tokens, float) / system.flops(mode.flops)
-            weights = params * mode.bytes / system.memory_bandwidth
-            return attention_ms + (arithmetic + weights + system.kernel_launch_s) * 1e3
+            return attention_ms + sum(self._projections(block, heads, tokens)) + launch_ms
 
         return trend
+
+    def _projections(self, block: "Block", heads, tokens) -> tuple[np.ndarray, np.ndarray]:
+        """Arithmetic, and traffic of the weights, in ms."""
+        system, mode = self._tables.system, quant.mode("weights", block.gemm_dtype)
+        params = projection_params(block.spec, block.hidden, heads)
+        arithmetic = 2 * params * np.asarray(tokens, float) / system.flops(mode.flops)
+        return arithmetic * 1e3, params * mode.bytes / system.memory_bandwidth * 1e3
 
 
 @dataclass(frozen=True)
@@ -194,6 +228,10 @@ class Block:
     spec: MLA
     hidden: int
     gemm_dtype: str
+
+    def of(self, gemm_dtype: str) -> "Block":
+        """The same block with projections of another precision."""
+        return replace(self, gemm_dtype=gemm_dtype)
 
 
 def projection_params(spec: MLA, hidden: int, heads: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from functools import cache
 
 from paretoserve import hardware
 from paretoserve.errors import InputError
-from paretoserve.models.dimensions import GQA, MLA, DenseFFN, Model, MoEFFN
+from paretoserve.models.dimensions import DSA, GDN, GQA, MLA, DenseFFN, Model, MoEFFN
 from paretoserve.perfdb import manifest
 from paretoserve.perfdb.tables import PerfTables
 
@@ -16,6 +16,8 @@ MODULES = ("mla_context_module", "mla_generation_module")
 NEEDED: dict[type, tuple[tuple[str, ...], ...]] = {
     GQA: (("context_attention", "generation_attention"),),
     MLA: (("context_mla", "generation_mla", "mla_bmm"), MODULES),
+    DSA: (("dsa_context_module", "dsa_generation_module"),),
+    GDN: (("gdn",),),
     DenseFFN: ((),),
     MoEFFN: (("moe",),),
 }
@@ -62,6 +64,7 @@ class Catalogue:
         found = [
             self._measured(system, backend, version, spec, model.architecture, tuple(gemm))
             for spec in {layer.attention for _, layer in model.layers} - {None}
+            if not isinstance(spec, GDN)  # it has no cache, and one precision
         ]
         return set.intersection(*found)
 
@@ -87,7 +90,7 @@ class Catalogue:
         system: str,
         backend: str,
         version: str,
-        spec: GQA | MLA,
+        spec: GQA | MLA | DSA,
         architecture: str,
         gemm: tuple[str, ...],
     ) -> set[tuple[str, str, str]]:
@@ -100,6 +103,11 @@ class Catalogue:
             decode = tables.distinct("generation_attention", keys)
             prefill = tables.distinct("context_attention", ("attn_dtype", *keys))
             pairs = {row[1::-1] for row in prefill if row[1:] in decode and row[2:] == shape}
+        elif isinstance(spec, DSA):
+            keys = ("architecture", "kv_dtype")
+            decode = tables.distinct("dsa_generation_module", keys)
+            prefill = tables.distinct("dsa_context_module", keys)
+            pairs = {(row[1], "float16") for row in prefill & decode if row[0] == architecture}
         elif _choice(MLA, held) != MODULES:
             decode = tables.distinct("generation_mla", ("kv_dtype",))
             prefill = tables.distinct("context_mla", ("kv_dtype", "attn_dtype"))
@@ -108,11 +116,7 @@ class Catalogue:
             keys = ("architecture", "gemm_dtype", "kv_dtype")
             decode = tables.distinct("mla_generation_module", keys)
             prefill = tables.distinct("mla_context_module", (*keys, "attn_dtype"))
-            return {
-                row[1:]
-                for row in prefill
-                if row[:3] in decode and row[0] == architecture and row[1] in gemm
-            }
+            return {row[1:] for row in prefill if row[:3] in decode and row[1] in gemm}
         return {(mode, *pair) for mode in gemm for pair in pairs}
 
 

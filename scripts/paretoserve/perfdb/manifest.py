@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from packaging.version import InvalidVersion, Version
 
 from paretoserve import paths
-from paretoserve.errors import InputError, did_you_mean
+from paretoserve.errors import InputError, UnreadableTable, did_you_mean
 from paretoserve.records import write_whole
 
 SCHEMA_VERSION = 1
@@ -169,7 +169,7 @@ def read(table: Path) -> pa.Table:
     try:
         content = table.read_bytes()
     except OSError as error:
-        raise InputError(f"{table} cannot be read ({error.strerror}): {mend}") from error
+        raise UnreadableTable(f"{table} cannot be read ({error.strerror}): {mend}") from error
     try:
         text = [
             field.name
@@ -179,9 +179,13 @@ def read(table: Path) -> pa.Table:
         rows = pq.read_table(pa.BufferReader(content), read_dictionary=text)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{table} is not a readable Parquet file ({reason}): {mend}") from error
+        raise UnreadableTable(
+            f"{table} is not a readable Parquet file ({reason}): {mend}"
+        ) from error
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise InputError(f"{table} is not the table of {manifest.folder}/manifest.json: {mend}")
+        raise UnreadableTable(
+            f"{table} is not the table of {manifest.folder}/manifest.json: {mend}"
+        )
     return rows
 
 

@@ -1,7 +1,10 @@
 """Open the measured tables of one (system, backend, version); each is read once, when asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,17 +27,33 @@ OF_ANY_RELEASE = (
 )
 
 
+# (file, operator, where, rows) of each slice that is read while somebody wants to know.
+Read = tuple[Path, str, dict[str, str | int], dict[str, np.ndarray]]
+_read: ContextVar[list[Read] | None] = ContextVar("read", default=None)
+
+
+@contextmanager
+def reading() -> Iterator[list[Read]]:
+    """Collect what is read of any tables meanwhile."""
+    found: list[Read] = []
+    before = _read.set(found)
+    try:
+        yield found
+    finally:
+        _read.reset(before)
+
+
 class PerfTables:
     """Measured operator latencies of one engine version on one system."""
 
     def __init__(self, system: str, backend: str, version: str):
         self.backend, self.version = backend, version
-        self._system_name = system
+        self.name = system
         self._tables: dict[tuple[str, str], pa.Table] = {}
 
     @cached_property
     def system(self) -> System:
-        return load_system(self._system_name)
+        return load_system(self.name)
 
     def __str__(self) -> str:
         return f"{self.system.name} {self.backend} {self.version}"
@@ -75,22 +94,28 @@ class PerfTables:
                     + ", ".join(map(str, sorted(measured)))
                 )
             table = kept
-        return {
+        rows = {
             name: table[name].to_numpy(zero_copy_only=False)
             for name in table.column_names
             if name not in where
         }
+        if (read := _read.get()) is not None:
+            read.append((self.file(operator, release), operator, where, dict(rows)))
+        return rows
 
     def distinct(self, operator: str, columns: tuple[str, ...]) -> set[tuple]:
         """Distinct combinations of some key columns, in the engine's own version."""
         rows = self._open(operator, self.version).select(columns).group_by(columns).aggregate([])
         return set(zip(*(rows[name].to_pylist() for name in columns), strict=True))
 
+    def file(self, operator: str, release: str | None = None) -> Path:
+        """Where the table of an operator is, of this version or another `release`."""
+        engine = self.backend, release or self.version
+        if operator in ("nccl", "oneccl"):
+            engine = self.system.collectives(*engine)
+        return paths.table_file(self.system.name, *engine, operator)
+
     def _open(self, operator: str, version: str) -> pa.Table:
         if (operator, version) not in self._tables:
-            engine = self.backend, version
-            if operator in ("nccl", "oneccl"):
-                engine = self.system.collectives(*engine)
-            file = paths.table_file(self.system.name, *engine, operator)
-            self._tables[operator, version] = manifest.read(file)
+            self._tables[operator, version] = manifest.read(self.file(operator, version))
         return self._tables[operator, version]
