@@ -1,6 +1,6 @@
 """The estimator's choices and corrections (config/estimation.yaml, config/backends.yaml)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -50,6 +50,15 @@ class Experts:
     gathered_bytes: dict[str, dict[str, float]]
     shape_neighbours: int
     beyond: Beyond
+    shared_beside_routed_tokens: dict[str, int]
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """Precisions that stand in for one that was not measured, those alike before the others."""
+
+    alike: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,14 +76,69 @@ class Activations:
 
 
 @dataclass(frozen=True)
+class Sure:
+    """How far deployments are looked for that keep the SLA with the probability asked for."""
+
+    layouts: int
+    simulations: int
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Which of the best deployments are simulated, and under which load."""
+
+    ranks: int
+    experiments: int
+    requests_per_client: int
+    lengths: tuple[float, float]
+    sure: Sure
+
+    @property
+    def told(self) -> str:
+        """The load in words, as reports say it."""
+        low, high = self.lengths
+        return (
+            "in a closed loop that all clients start at once, with lengths between "
+            f"{low:g} and {high:g} of the nominal ones"
+        )
+
+
+@dataclass(frozen=True)
 class Estimation:
     """All of config/estimation.yaml."""
 
     interpolation: Interpolation
     experts: Experts
     activations: Activations
+    substitutes: dict[str, dict[str, StandIns]]
     decode_positions: int
     batch_sizes_per_octave: int
+    simulation: Simulation
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """How an engine fills a step when nobody says otherwise; see config/backends.yaml."""
+
+    policy: str
+    token_budget: int
+    max_batch: int
+    kv_reserved: float
+    other_gpus: tuple[dict[str, Any], ...] = ()
+    split_over_ranks: tuple[str, ...] = ()
+
+    def on(self, system: str, memory_bytes: int, dp: int = 1) -> "Scheduling":
+        """The same on these GPUs, for one of the `dp` attention ranks of a worker."""
+        limits = {"token_budget": self.token_budget, "max_batch": self.max_batch}
+        for other in self.other_gpus:
+            if (
+                memory_bytes < other.get("below_gib", 0) * 2**30
+                or memory_bytes >= other.get("from_gib", float("inf")) * 2**30
+                or system in other.get("systems", ())
+            ):
+                limits |= {name: other[name] for name in limits if name in other}
+        limits |= {name: max(limits[name] // dp, 1) for name in self.split_over_ranks}
+        return replace(self, **limits, other_gpus=(), split_over_ranks=())
 
 
 @dataclass(frozen=True)
@@ -86,6 +150,7 @@ class BackendRules:
     chunked_prefill: bool
     step_tokens: tuple[int, ...]
     exclusive: tuple[tuple[str, str], ...] = ()  # kinds of parallelism that exclude each other
+    scheduling: Scheduling | None = None  # only a simulation asks for it
 
 
 @cache
@@ -96,8 +161,22 @@ def estimation() -> Estimation:
         interpolation=Interpolation(**spec["interpolation"]),
         experts=_experts(spec["experts"]),
         activations=Activations(**spec["activations"]),
+        substitutes={
+            kind: {
+                mode: StandIns(**{k: tuple(v) for k, v in stand_ins.items()})
+                for mode, stand_ins in modes.items()
+            }
+            for kind, modes in spec["substitutes"].items()
+        },
         decode_positions=spec["decode_positions"],
         batch_sizes_per_octave=spec["batch_sizes_per_octave"],
+        simulation=Simulation(
+            **{
+                **spec["simulation"],
+                "lengths": tuple(spec["simulation"]["lengths"]),
+                "sure": Sure(**spec["simulation"]["sure"]),
+            }
+        ),
     )
 
 
@@ -121,6 +200,11 @@ def _experts(spec: dict[str, Any]) -> Experts:
     )
 
 
+def _scheduling(spec: dict[str, Any]) -> Scheduling:
+    listed = {name: tuple(spec.get(name, ())) for name in ("other_gpus", "split_over_ranks")}
+    return Scheduling(**{**spec, **listed})
+
+
 @cache
 def backend_rules(backend: str) -> BackendRules:
     """Read the rules of one engine from config/backends.yaml."""
@@ -130,5 +214,6 @@ def backend_rules(backend: str) -> BackendRules:
         kv_cache_fraction=spec["kv_cache"]["fraction"],
         chunked_prefill=spec["chunked_prefill"],
         step_tokens=tuple(spec["step_tokens"]),
+        scheduling=_scheduling(spec["scheduling"]),
         exclusive=tuple((one, other) for one, other in spec["exclusive"]),
     )

@@ -60,11 +60,22 @@ def mixed_steps(
 
 @dataclass(frozen=True)
 class Aggregated:
-    """ttft_ms, tpot_ms and requests per second of one worker, each (N,)."""
+    """ttft_ms, tpot_ms and requests per second of one worker, and their parts, each (N,).
+
+    ttft = own (the prompt's passes) + running + queue + turn; `busy` is the correction of the rate
+    for a lifetime of which `prefill_share` is prefill.
+    """
 
     ttft_ms: np.ndarray
     tpot_ms: np.ndarray
     seq_per_s: np.ndarray
+    lifetime_ms: np.ndarray
+    own_ms: np.ndarray
+    running_ms: np.ndarray
+    queue_ms: np.ndarray
+    turn_ms: np.ndarray
+    prefill_share: np.ndarray
+    busy: np.ndarray
 
 
 def aggregated(
@@ -94,4 +105,15 @@ def aggregated(
 
     prefill_share = np.clip(steps.mixed * (mixed_ms - decode_ms) / lifetime_ms, 0, 1)
     busy = 1 / (prefill_share / prefill_scale + (1 - prefill_share) / decode_scale)
-    return Aggregated(ttft_ms, tpot_ms, 1e3 * batch / lifetime_ms * busy)
+    return Aggregated(
+        ttft_ms=ttft_ms,
+        tpot_ms=tpot_ms,
+        seq_per_s=1e3 * batch / lifetime_ms * busy,
+        lifetime_ms=lifetime_ms,
+        own_ms=own_ms,
+        running_ms=running_ms,
+        queue_ms=queue_ms,
+        turn_ms=turn_ms,
+        prefill_share=prefill_share,
+        busy=busy,
+    )

@@ -65,6 +65,44 @@ def replica_shapes(
 
 
 @dataclass(frozen=True)
+class Served:
+    """What one replica does: requests per second and ttft, and what they are made of.
+
+    supply, demand : requests/s that the prefill and the decode pool can be kept busy with
+    utilisation : of the prefill pool
+    wait : mean wait for a prefill worker, in prefill passes
+    """
+
+    supply: np.ndarray
+    demand: np.ndarray
+    rate: np.ndarray
+    utilisation: np.ndarray
+    wait: np.ndarray
+    ttft_ms: np.ndarray
+
+
+def serve(
+    x: np.ndarray,
+    y: np.ndarray,
+    prefill_ms: np.ndarray,
+    prefill_seq_per_s: np.ndarray,
+    prefill_ranks: np.ndarray,
+    transfer_ms: np.ndarray,
+    decode_seq_per_s: np.ndarray,
+    prefill_scale: float,
+    decode_scale: float,
+) -> Served:
+    """Replicas of `x` prefill and `y` decode workers; the arrays broadcast to one shape."""
+    supply = prefill_scale * x * prefill_seq_per_s
+    demand = decode_scale * y * decode_seq_per_s
+    rate = np.minimum(supply, demand)
+    utilisation = rate / supply * prefill_scale
+    wait = waiting_factor(x * prefill_ranks, utilisation)
+    ttft = prefill_ms * (1 + wait) + transfer_ms
+    return Served(supply, demand, rate, utilisation, wait, ttft)
+
+
+@dataclass(frozen=True)
 class Matched:
     """The best replica for each decode worker candidate, (D,); `pair` is -1 where there is none."""
 
@@ -127,13 +165,19 @@ def _match(
     ttft_limit_ms: float,
     prefer: str,
 ) -> Matched:
-    supply = prefill_scale * shapes.x[None, :, None] * prefill_seq_per_s[:, None, None]
-    demand = decode_scale * shapes.y[None, :, None] * decode_seq_per_s[None, None, :]
-    rate = np.minimum(supply, demand)
-    servers = shapes.x[None, :, None] * prefill_ranks[:, None, None]
-    wait = waiting_factor(servers, rate / supply * prefill_scale)
-    ttft = prefill_ms[:, None, None] * (1 + wait) + transfer_ms[:, :, None]
-    cluster = rate * shapes.replicas[None, :, None]
+    served = serve(
+        shapes.x[None, :, None],
+        shapes.y[None, :, None],
+        prefill_ms[:, None, None],
+        prefill_seq_per_s[:, None, None],
+        prefill_ranks[:, None, None],
+        transfer_ms[:, :, None],
+        decode_seq_per_s[None, None, :],
+        prefill_scale,
+        decode_scale,
+    )
+    ttft = served.ttft_ms
+    cluster = served.rate * shapes.replicas[None, :, None]
     value = cluster if prefer == "rate" else 1 / ttft
     value = np.where(ttft <= ttft_limit_ms, value, 0.0)
     # Shapes come in order of preference: the first of equals is taken. Equal up to rounding errors.
@@ -151,6 +195,40 @@ def _match(
         seq_per_s=cluster[p, s, d],
         ttft_ms=ttft[p, s, d],
     )
+
+
+def best_rates(
+    shapes: Shapes,
+    prefill_ms: np.ndarray,
+    prefill_seq_per_s: np.ndarray,
+    prefill_ranks: np.ndarray,
+    transfer_ms: np.ndarray,
+    decode_seq_per_s: np.ndarray,
+    prefill_scale: float,
+    decode_scale: float,
+    ttft_limit_ms: float,
+) -> np.ndarray:
+    """Highest rate (S,) of one replica of each shape within the ttft limit; 0 where none keeps it.
+
+    The arguments are those of `match`.
+    """
+    best = np.zeros(len(shapes.x))
+    most = max(LARGEST_ARRAY // max(transfer_ms.size, 1), 1)
+    for start in range(0, len(decode_seq_per_s), most):
+        served = serve(
+            shapes.x[None, :, None],
+            shapes.y[None, :, None],
+            prefill_ms[:, None, None],
+            prefill_seq_per_s[:, None, None],
+            prefill_ranks[:, None, None],
+            transfer_ms[:, :, None],
+            decode_seq_per_s[None, None, start : start + most],
+            prefill_scale,
+            decode_scale,
+        )
+        within = np.where(served.ttft_ms <= ttft_limit_ms, served.rate, 0.0)
+        best = np.maximum(best, within.max(axis=(0, 2), initial=0.0))
+    return best
 
 
 def waiting_factor(servers: np.ndarray, utilisation: np.ndarray) -> np.ndarray:

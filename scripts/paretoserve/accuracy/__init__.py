@@ -1,0 +1,1 @@
+"""How well predictions meet measured deployments: runs as data, prediction, fit and scores."""
