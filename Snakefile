@@ -1,4 +1,4 @@
-"""From an experiment file to the best deployments: enumerate, estimate, pareto, generate, compare.
+"""From an experiment file to its report: enumerate, estimate, pareto, gather, generate, compare, report.
 
 snakemake --cores 2                                    the guide's example
 snakemake --cores 2 --config experiments=my.yaml       a question of your own
@@ -16,21 +16,30 @@ include: "rules/common.smk"
 include: "rules/enumerate.smk"
 include: "rules/estimate.smk"
 include: "rules/pareto.smk"
+include: "rules/gather.smk"
 include: "rules/generate.smk"
 include: "rules/compare.smk"
+include: "rules/report.smk"
 include: "rules/perf_db.smk"
+include: "rules/screen.smk"
+include: "rules/calibrate.smk"
 
 
 rule all:
     default_target: True
     input:
-        ANSWER.comparison,
+        tables,
         ANSWER.report,
         ANSWER.frontier_png,
-        [ANSWER.experiment(name).config for name in EXPERIMENTS],
+        ANSWER.report_html,
+        FILES,
     localrule: True
     message:
         f"answered in {ANSWER.folder}"
+
+
+onstart:
+    begin()
 
 
 onsuccess:

@@ -18,13 +18,14 @@ rule compare:
         log_file(RESULTS, "compare", "{run}"),
     benchmark:
         benchmark_file(RESULTS, "compare", "{run}")
+    localrule: True
     params:
-        ask=ask_of,
-        perf_db=tables_of_run,
+        ask=PLAN.ask.digest,
+        perf_db=tables_of(PLAN.ask.experiments),
         code=CODE["compare"],
     message:
         "compare the experiments of {wildcards.run}"
     run:
         from scripts import compare
 
-        compare.main(input, output, params, log)
+        compare.main(PLAN.ask, input, output, params, log)

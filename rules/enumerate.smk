@@ -12,8 +12,11 @@ rule enumerate:
         log_file(RESULTS, "enumerate", "{group}"),
     benchmark:
         benchmark_file(RESULTS, "enumerate", "{group}")
+    resources:
+        mem_mb=memory_of_group,
+        runtime=runtime_of_group,
     params:
-        work=work_of,
+        work=lambda wildcards: GROUPS[wildcards.group].digest,
         perf_db=tables_of_group,
         code=CODE["enumerate_candidates"],
     message:
@@ -21,4 +24,4 @@ rule enumerate:
     run:
         from scripts import enumerate_candidates
 
-        enumerate_candidates.main(output, params, log)
+        enumerate_candidates.main(GROUPS[wildcards.group], output, params, log)

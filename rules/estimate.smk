@@ -16,8 +16,11 @@ rule estimate:
         log_file(RESULTS, "estimate", "{group}"),
     benchmark:
         benchmark_file(RESULTS, "estimate", "{group}")
+    resources:
+        mem_mb=memory_of_group,
+        runtime=runtime_of_group,
     params:
-        work=work_of,
+        work=lambda wildcards: GROUPS[wildcards.group].digest,
         perf_db=tables_of_group,
         code=CODE["estimate"],
     message:
@@ -25,4 +28,4 @@ rule estimate:
     run:
         from scripts import estimate
 
-        estimate.main(input, output, params, log)
+        estimate.main(GROUPS[wildcards.group], input, output, params, log)

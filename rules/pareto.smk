@@ -1,30 +1,31 @@
-"""Every experiment's Pareto frontier, best deployments within its SLA, and what became of it.
+"""Pareto frontiers, best deployments within the SLA, and what became of each experiment of a chunk.
 
-Inputs:  work/{group}/candidates.parquet, work/{group}/estimates.parquet of all groups of the run
-Outputs: {run}/frontier.parquet, {run}/best.parquet, {run}/status.parquet
+Inputs:  work/{group}/candidates.parquet, estimates.parquet and operators.parquet of its groups
+Outputs: answers/{chunk}/frontier.parquet, best.parquet, breakdown.parquet, status.parquet
 """
 
 
 rule pareto:
     input:
-        candidates=expand(WORK.candidates, group=GROUPS),
-        estimates=expand(WORK.estimates, group=GROUPS),
+        candidates=lambda wildcards: groups_of(wildcards, "candidates"),
+        estimates=lambda wildcards: groups_of(wildcards, "estimates"),
+        operators=lambda wildcards: groups_of(wildcards, "operators"),
     output:
-        frontier=RUN.frontier,
-        best=RUN.best,
-        status=RUN.status,
+        **{name: CHUNK.table(name) for name in ANSWERS},
     log:
-        log_file(RESULTS, "pareto", "{run}"),
+        log_file(RESULTS, "pareto", "{chunk}"),
     benchmark:
-        benchmark_file(RESULTS, "pareto", "{run}")
+        benchmark_file(RESULTS, "pareto", "{chunk}")
+    resources:
+        mem_mb=memory_of_chunk,
+        runtime=runtime_of_chunk,
     params:
-        ask=ask_of,
-        groups=list(GROUPS),
-        perf_db=tables_of_run,
+        chunk=lambda wildcards: CHUNKS[wildcards.chunk].digest,
+        perf_db=lambda wildcards: tables_of(CHUNKS[wildcards.chunk].experiments),
         code=CODE["pareto"],
     message:
-        "find the best deployments of {wildcards.run}"
+        "find the best deployments of {wildcards.chunk}"
     run:
         from scripts import pareto
 
-        pareto.main(input, output, params, log)
+        pareto.main(CHUNKS[wildcards.chunk], input, output, params, log)

@@ -9,10 +9,10 @@ from paretoserve.records import write_table
 from paretoserve.stages.enumerating import enumerate_candidates
 
 
-def main(output, params, log) -> None:
-    """Write `output.candidates` for the group `params.work`."""
+def main(group: Group, output, params, log) -> None:
+    """Write `output.candidates` for a group."""
     with job_log(log[0]) as note:
-        candidates = enumerate_candidates(Group.from_dict(params.work))
+        candidates = enumerate_candidates(group)
         made_from = identity("candidates", params.work, params.perf_db, params.code)
         write_table(candidates, Path(output.candidates), made_from)
         note(f"{candidates.num_rows} candidates")

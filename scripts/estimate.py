@@ -9,11 +9,11 @@ from paretoserve.records import read_table, write_table
 from paretoserve.stages.estimating import estimate
 
 
-def main(input, output, params, log) -> None:
-    """Write `output.estimates` and `output.operators` for the group `params.work`."""
+def main(group: Group, input, output, params, log) -> None:
+    """Write `output.estimates` and `output.operators` for a group."""
     with job_log(log[0]) as note:
         candidates = read_table(Path(input.candidates))
-        estimates, operators = estimate(Group.from_dict(params.work), candidates)
+        estimates, operators = estimate(group, candidates)
         for schema, table in (("estimates", estimates), ("operators", operators)):
             made_from = identity(schema, params.work, params.perf_db, params.code)
             write_table(table, Path(output.get(schema)), made_from)

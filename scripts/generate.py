@@ -1,4 +1,4 @@
-"""Rule generate: the guide's folder of one experiment, from the deployments of its run."""
+"""Rule generate: the guide's folder of one experiment, from its answer."""
 
 from pathlib import Path
 
@@ -9,10 +9,9 @@ from paretoserve.records import read_table
 from paretoserve.stages.generating import generate
 
 
-def main(input, output, params, log) -> None:
-    """Write the folder in which `output.config` lies for the experiment `params.experiment`."""
+def main(experiment: Experiment, input, output, log) -> None:
+    """Write the folder in which `output.config` lies for an experiment."""
     with job_log(log[0]) as note:
-        experiment = Experiment.from_dict(params.experiment)
         frontier, best = read_table(Path(input.frontier)), read_table(Path(input.best))
         folder = ExperimentPaths(Path(output.config).parent)
         generate(experiment, frontier, best, folder)

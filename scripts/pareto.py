@@ -1,27 +1,33 @@
-"""Rule pareto: the estimates of all groups of a run to its best deployments."""
+"""Rule pareto: the estimates of a chunk's groups to the best deployments of its experiments."""
 
 from pathlib import Path
 
-from paretoserve.experiments.plan import Ask
+from paretoserve.experiments.plan import Chunk
 from paretoserve.logs import job_log
 from paretoserve.provenance import identity
 from paretoserve.records import read_table, write_table
-from paretoserve.stages.answering import pareto
+from paretoserve.stages.gathering import answer
 
 
-def main(input, output, params, log) -> None:
-    """Write `output.frontier`, `output.best` and `output.status` for the run `params.ask`.
+def main(chunk: Chunk, input, output, params, log) -> None:
+    """Write the tables that answer the experiments of a chunk: `output.frontier`, `.best`, ...
 
-    `input.candidates` and `input.estimates` are those of `params.groups`, in that order.
+    `input.candidates`, `.estimates` and `.operators` are those of `chunk.groups`, in that order.
     """
     with job_log(log[0]) as note:
         candidates, estimates = (
-            dict(zip(params.groups, map(read_table, map(Path, files)), strict=True))
+            dict(zip(chunk.groups, map(read_table, map(Path, files)), strict=True))
             for files in (input.candidates, input.estimates)
         )
-        frontier, best, status = pareto(Ask.from_dict(params.ask), candidates, estimates)
-        for schema, table in (("frontier", frontier), ("best", best), ("status", status)):
-            made_from = identity(schema, params.ask, params.perf_db, params.code)
+        operators = dict(zip(chunk.groups, map(Path, input.operators), strict=True))
+        tables = answer(
+            chunk,
+            candidates,
+            estimates,
+            lambda group, rows: read_table(operators[group], rows=rows),
+        )
+        for schema, table in tables.items():
+            made_from = identity(schema, params.chunk, params.perf_db, params.code)
             write_table(table, Path(output.get(schema)), made_from)
-        for row in status.to_pylist():
+        for row in tables["status"].to_pylist():
             note(f"{row['experiment']}: {row['status']} {row['reason']}".rstrip())

@@ -20,6 +20,7 @@ from paretoserve.inprocess import run_in_process
 from paretoserve.perfdb.catalogue import Catalogue
 from paretoserve.stages.enumerating import enumerate_candidates
 from paretoserve.stages.estimating import estimate
+from paretoserve.stages.itemising import breakdown
 
 GUIDE = {
     "disagg": {
@@ -182,6 +183,56 @@ def test_operators_add_up_to_their_steps():
         assert row["ms_sum"] == pytest.approx(steps[tuple(row[k] for k in keys)], rel=1e-5)
     shares = np.array([estimates[name].to_numpy() for name in schemas.SHARES])
     assert shares.sum(axis=0) == pytest.approx(np.ones(estimates.num_rows), abs=1e-5)
+
+
+def test_breakdown_adds_up_to_the_steps_of_the_best(guide):
+    summed = guide.breakdown.group_by(["experiment", "rank", "role", "step"]).aggregate(
+        [("ms", "sum")]
+    )
+    found = {tuple(row.values())[:-1]: row["ms_sum"] for row in summed.to_pylist()}
+    expected = {}
+    for row in guide.best.to_pylist():
+        name, rank = row["experiment"], row["rank"]
+        for role in ("prefill", "decode"):
+            expected[name, rank, role, role] = row[f"{role}_step_ms"]
+        expected[name, rank, "agg", "decode"] = row["agg_step_ms"]
+    expected = {key: ms for key, ms in expected.items() if ms is not None}
+    mixed = {key for key in found if key[2:] == ("agg", "mixed")}
+    assert len(mixed) == 3
+    assert found.keys() - mixed == expected.keys()
+    for key, ms in expected.items():
+        assert found[key] == pytest.approx(ms, rel=1e-5)
+
+
+def test_breakdown_reads_only_the_operators_of_best_deployments(guide):
+    plan = plan_of(GUIDE)
+    (group,) = plan.groups
+    _, operators = estimate(group, enumerate_candidates(group))
+    read = []
+
+    def some(group_id, rows):
+        assert group_id == group.id
+        read.append(operators.filter(rows))
+        return read[-1]
+
+    table = breakdown(plan.ask.group_of_work, guide.best, some)
+    assert table.equals(guide.breakdown)
+    assert sum(part.num_rows for part in read) < operators.num_rows / 20
+    nothing = guide.best.slice(0, 0)
+    assert breakdown(plan.ask.group_of_work, nothing, some).equals(schemas.BREAKDOWN.empty_table())
+
+
+def test_best_rows_say_what_their_memory_is_made_of(guide):
+    for row in guide.best.to_pylist():
+        roles = ("agg",) if row["serving_mode"] == "agg" else ("prefill", "decode")
+        for role in roles:
+            parts = ("weights", "kv_cache", "activations", "buffers")
+            total = sum(row[f"{role}_{part}_gib"] for part in parts)
+            assert total == pytest.approx(row[f"{role}_memory_gib"], rel=1e-5)
+            assert total <= row[f"{role}_memory_limit_gib"]
+            # 32.8e9 parameters in fp8, one byte each, over tp: the embedding and scales are small.
+            weights = 32.8e9 / row[f"{role}_tp"] / row[f"{role}_pp"] / 2**30
+            assert row[f"{role}_weights_gib"] == pytest.approx(weights, rel=0.1)
 
 
 def test_default_mode_is_the_same_question():

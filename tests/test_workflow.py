@@ -12,18 +12,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from paretoserve import paths, provenance, schemas
+from paretoserve.calibration import calibration
 from paretoserve.perfdb import manifest
 
 EXAMPLE = "config/experiments/qwen3_32b_h200.yaml"
-FIRST_RUN = {"enumerate": 1, "estimate": 1, "pareto": 1, "generate": 2, "compare": 1, "all": 1}
-FROM_PARETO = {"pareto": 1, "generate": 2, "compare": 1, "all": 1}
+FROM_COMPARE = {"compare": 1, "report": 1, "all": 1}
+FROM_PARETO = {"pareto": 1, "gather": 1, "generate": 2, **FROM_COMPARE}
+FIRST_RUN = {"enumerate": 1, "estimate": 1, **FROM_PARETO}
 FROM_ESTIMATE = {"estimate": 1, **FROM_PARETO}
-STAGES = ("enumerate_candidates", "estimate", "pareto", "generate", "compare")
 
 # Python starts with this in the copy: it notes each data file that is opened, and by which process.
 NOTE_READS = """
@@ -110,7 +112,11 @@ def reads(root: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Repository:
-    root = tmp_path_factory.mktemp("repository")
+    return copied(tmp_path_factory.mktemp("repository"))
+
+
+def copied(root: Path) -> Repository:
+    """Copy the repository into an empty folder; its measured tables are links."""
     shutil.copy(paths.ROOT / "Snakefile", root)
     for folder in ("rules", "scripts", "config", "profiles"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -158,7 +164,9 @@ def test_run_leaves_the_documented_files(repository, answered):
         "operators.parquet",
     }
     expected = {"frontier.parquet", "best.parquet", "status.parquet", "comparison.parquet"}
-    expected |= {"report.txt", "pareto_frontier.png"}
+    expected |= {"breakdown.parquet", "report.txt", "pareto_frontier.png", "report.html"}
+    expected |= {f"report/{t}.{kind}" for t in paths.REPORT_TABLES for kind in ("csv", "parquet")}
+    expected |= {f"report/{name}.png" for name in paths.REPORT_SLIDES}
     for experiment in ("agg", "disagg"):
         expected |= {f"{experiment}/{name}" for name in ("config.yaml", "pareto.csv")}
         expected |= {f"{experiment}/best_config_topn.csv"}
@@ -179,7 +187,9 @@ def test_every_job_has_a_log_and_a_benchmark(repository, answered):
     results = repository.root / "results"
     work, run = plan_names(results)
     of_jobs = {f"enumerate/{work.name}", f"estimate/{work.name}"}
-    of_jobs |= {f"pareto/{run.name}", f"compare/{run.name}"}
+    [chunk] = (results / "answers").iterdir()
+    of_jobs |= {f"pareto/{chunk.name}", f"gather/{run.name}"}
+    of_jobs |= {f"compare/{run.name}", f"report/{run.name}"}
     of_jobs |= {f"generate/{run.name}/{name}" for name in ("agg", "disagg")}
     for folder, suffix in (("logs", ".log"), ("benchmarks", ".tsv")):
         files = (results / folder).rglob(f"*{suffix}")
@@ -199,6 +209,7 @@ def test_parquet_has_its_schema_and_says_what_it_was_made_from(repository, answe
         work / "operators.parquet": schemas.OPERATORS,
         run / "frontier.parquet": schemas.DEPLOYMENTS,
         run / "best.parquet": schemas.DEPLOYMENTS,
+        run / "breakdown.parquet": schemas.BREAKDOWN,
         run / "status.parquet": schemas.STATUS,
         run / "comparison.parquet": schemas.COMPARISON,
     }
@@ -274,9 +285,10 @@ def test_another_sla_keeps_the_estimates(repository, answered):
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("scripts/paretoserve/report/plots.py", {"compare": 1, "all": 1}),
+        ("scripts/paretoserve/report/plots.py", FROM_COMPARE),
+        ("scripts/paretoserve/report/tables.py", {"report": 1, "all": 1}),
         ("scripts/paretoserve/deploy/generator_config.py", {"generate": 2, "all": 1}),
-        ("scripts/compare.py", {"compare": 1, "all": 1}),
+        ("scripts/compare.py", FROM_COMPARE),
         ("scripts/paretoserve/deploy/checking.py", {"generate": 2, "all": 1}),
         ("scripts/paretoserve/stages/answering.py", FROM_PARETO),
         ("scripts/paretoserve/stages/estimating.py", FROM_ESTIMATE),
@@ -292,22 +304,58 @@ def test_edit_of_the_settings_runs_everything(repository, answered):
     assert repository.planned_after("config/estimation.yaml", "\n", "\n# Edited.\n") == FIRST_RUN
 
 
+def test_another_calibration_keeps_the_estimates(repository, answered):
+    file = "config/calibration.yaml"
+    assert repository.planned_after(file, "\n", "\n# Edited.\n") == FROM_PARETO
+
+
 @pytest.mark.parametrize(
     "file", ["config/deploy.yaml", "scripts/paretoserve/deploy/templates/common/verify.md.j2"]
 )
 def test_edit_of_the_deployment_files_runs_generate(repository, answered, file):
-    expected = {"generate": 2, "compare": 1, "all": 1}
+    expected = {"generate": 2, **FROM_COMPARE}
     assert repository.planned_after(file, "\n", "\n\n") == expected
 
 
 @pytest.mark.parametrize(
+    "file", ["config/prices.yaml", "scripts/paretoserve/report/templates/report.css"]
+)
+def test_edit_of_prices_and_the_page_runs_the_report(repository, answered, file):
+    assert repository.planned_after(file, "\n", "\n\n") == {"report": 1, "all": 1}
+
+
+@pytest.mark.parametrize(
     ("system", "version", "expected"),
-    [("h200_sxm", "1.0.0rc3", FIRST_RUN), ("h200_sxm", "0.20.0", {}), ("h100_sxm", "1.0.0rc3", {})],
+    [  # Other versions on the system may stand in for what this one lacks.
+        ("h200_sxm", "1.0.0rc3", FIRST_RUN),
+        ("h200_sxm", "0.20.0", FIRST_RUN),
+        ("h100_sxm", "1.0.0rc3", {}),
+    ],
 )
 def test_other_measurements_run_what_read_them(repository, answered, system, version, expected):
     entry = manifest.load().table_entry(system, "trtllm", version, "gemm")
     sha256 = entry["sha256"]
     assert repository.planned_after("perf_db/manifest.json", sha256, sha256[::-1]) == expected
+
+
+def test_baseline_must_be_another_run_with_a_report(repository, answered):
+    _, run = plan_names(repository.root / "results")
+    for folder, said in (
+        (run, "is the folder that this run writes; copy it first"),
+        (repository.root / "config", "is no folder of a run with a report"),
+    ):
+        done = repository.snakemake("--dry-run", "--config", f"baseline={folder}")
+        assert done.returncode == 1
+        [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert said in line
+
+
+def test_baseline_runs_the_report_again_and_nothing_changed(repository, answered):
+    _, run = plan_names(repository.root / "results")
+    earlier = repository.root / "earlier"
+    shutil.copytree(run, earlier)
+    planned = repository.planned("--config", f"baseline={earlier}")
+    assert planned == {"report": 1, "all": 1}
 
 
 def test_moved_dates_run_nothing(repository, answered):
@@ -323,15 +371,20 @@ def test_digests_cover_every_file_that_was_read(repository, answered):
     """Files that jobs read must be in a digest, or the plan must hold what they say."""
     copy = repository.root
     read = {str(Path(path).relative_to(copy)) for _, path in reads(copy)}
-    engines = {("h200_sxm", "trtllm", "1.0.0rc3"), ("h200_sxm", "nccl")}
     in_digest = {
         str(Path("perf_db") / entry["path"])
         for key, entry in manifest.load().tables.items()
-        if key[:3] in engines or key[:2] in engines
+        if key[0] == "h200_sxm"
     }
-    settings = (*provenance.SETTINGS, *provenance.DEPLOY_SETTINGS)
+    settings = (
+        *provenance.SETTINGS,
+        *provenance.SIMULATION_SETTINGS,
+        *provenance.DEPLOY_SETTINGS,
+        *provenance.REPORT_SETTINGS,
+    )
     in_digest |= {str(path.relative_to(paths.ROOT)) for path in settings}
     in_digest |= {"perf_db/operators.yaml", "perf_db/systems/h200_sxm.yaml"}
+    in_digest |= {"perf_db/screening.json"}
     in_plan = {"config/config.yaml", "config/defaults.yaml", EXAMPLE}
     in_plan |= {"config/schemas/experiment.schema.json", "perf_db/manifest.json"}
     # To find a name, all names are read; what is found under it is in the plan or the digest.
@@ -364,7 +417,7 @@ def library_modules(path: Path) -> set[Path]:
     return files
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", paths.stages())
 def test_digest_follows_the_imports_that_python_sees(stage):
     reached, pending = set(), [paths.adapter_file(stage)]
     while pending:
@@ -454,3 +507,31 @@ def test_every_key_is_explained():
     named = keys(schema) | set(yaml.safe_load((paths.CONFIG / "config.yaml").read_text()))
     assert len(named) > 40
     assert [name for name in sorted(named - {"exps"}) if f"`{name}`" not in explained] == []
+
+
+def test_calibrate_is_asked_for_by_name(repository, first_dry_run):
+    assert repository.planned("calibrate") == {"calibrate": 1}
+    done = repository.snakemake("--dry-run", "calibrate", "--config", "measurements=none.csv")
+    assert done.returncode == 1
+    assert "none.csv" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_calibrate_fits_to_measurements_of_a_user(repository):
+    rows = pq.read_table(paths.MEASUREMENTS).to_pylist()
+    few = [
+        row for row in rows if row["backend"] == "vllm" and row["model_path"] == "Qwen/Qwen3-32B"
+    ][:6]
+    pq.write_table(pa.Table.from_pylist(few), repository.root / "few.parquet")
+    setting = ("--config", "measurements=few.parquet", "results=fitted")
+    done = repository.snakemake("calibrate", *setting)
+    assert done.returncode == 0, done.stderr
+    folder = repository.root / "fitted" / "calibration"
+    fitted, before = calibration(folder / "calibration.yaml"), calibration()
+    assert fitted.engines["vllm"] != before.engines["vllm"]
+    assert fitted.engines["trtllm"] == before.engines["trtllm"]
+    assert fitted.assumed == before.assumed
+    held_out = pq.read_table(folder / "held_out.parquet")
+    assert held_out["id"].to_pylist() == [row["id"] for row in few]
+    assert "6 runs, 100.0% of them predicted" in (folder / "fit.txt").read_text()
+    assert repository.planned("calibrate", *setting) == {}

@@ -11,26 +11,64 @@ DEFAULTS = CONFIG / "defaults.yaml"
 QUANT_MODES = CONFIG / "quant_modes.yaml"
 ESTIMATION = CONFIG / "estimation.yaml"
 BACKENDS = CONFIG / "backends.yaml"
+PRECISION = CONFIG / "precision.yaml"
+SCREENING_RULE = CONFIG / "screening.yaml"
 DEPLOY = CONFIG / "deploy.yaml"
+CALIBRATION = CONFIG / "calibration.yaml"
+PRICES = CONFIG / "prices.yaml"
+REPORT = CONFIG / "report.yaml"
 MODELS = CONFIG / "models"
 EXPERIMENTS = CONFIG / "experiments"
+SWEEPS = CONFIG / "sweeps"
+WORKLOADS = CONFIG / "workloads.yaml"
+RATES = CONFIG / "rates.yaml"
 SCHEMAS = CONFIG / "schemas"
 EXPERIMENT_SCHEMA = SCHEMAS / "experiment.schema.json"
+SWEEP_SCHEMA = SCHEMAS / "sweep.schema.json"
 ENGINE_DEFINITIONS = SCHEMAS / "engines"
 TEMPLATES = Path(__file__).parent / "deploy" / "templates"
+REPORT_TEMPLATES = Path(__file__).parent / "report" / "templates"
+
+# What the comparison report leaves beside its page: tables, and figures for slides.
+REPORT_TABLES = (
+    "experiments",
+    "configurations",
+    "frontier",
+    "operators",
+    "verdicts",
+    "decisions",
+    "systems",
+    "modes",
+    "tpot_curves",
+    "user_speeds",
+    "fewest_gpus",
+    "unanswered",
+    "changes",
+)
+REPORT_SLIDES = ("systems", "tpot_curves", "step_time")
 
 PERF_DB = ROOT / "perf_db"
 SYSTEMS = PERF_DB / "systems"
 OPERATORS = PERF_DB / "operators.yaml"
 MANIFEST = PERF_DB / "manifest.json"
+SCREENING = PERF_DB / "screening.json"
 TABLES = PERF_DB / "tables"
+SILICON = PERF_DB / "silicon"
+MEASUREMENTS = SILICON / "measurements.parquet"
+HELD_OUT = SILICON / "held_out.parquet"
 
 ADAPTERS = ROOT / "scripts"
+LOCK = ROOT / "requirements.lock"
 
 
 def adapter_file(stage: str) -> Path:
     """Script through which the workflow's rule calls a stage."""
     return ADAPTERS / f"{stage}.py"
+
+
+def stages() -> list[str]:
+    """Names of all stages that have an adapter."""
+    return sorted(file.stem for file in ADAPTERS.glob("[a-z]*.py"))
 
 
 def model_file(model: str) -> Path:
@@ -91,9 +129,52 @@ def benchmark_file(results: Path, stage: str, name: str) -> Path:
     return results / "benchmarks" / stage / f"{name}.tsv"
 
 
+def asked_folder(results: Path, run: str) -> Path:
+    """Folder of the experiment file that asked for a run, under its own name."""
+    return results / "logs" / "asked" / run
+
+
+def kept_baseline(asked: Path, baseline: str) -> "RunPaths":
+    """Earlier run with which a run was compared, kept in the folder of what asked for it."""
+    return RunPaths(asked / "baseline", baseline)
+
+
+def lock_file(results: Path) -> Path:
+    """What the workflow locks while it writes results."""
+    return results / "logs" / "workflow.lock"
+
+
 def import_receipt(results: Path) -> Path:
     """Row accounts that the import of perf_db leaves."""
     return results / "perf_db" / "import.txt"
+
+
+def screening_result(results: Path) -> Path:
+    """Tables that the screening rule found."""
+    return results / "perf_db" / "screening.json"
+
+
+@dataclass(frozen=True)
+class CalibrationPaths:
+    """What a fit to measured runs leaves."""
+
+    results: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.results / "calibration"
+
+    @property
+    def calibration(self) -> Path:
+        return self.folder / "calibration.yaml"
+
+    @property
+    def held_out(self) -> Path:
+        return self.folder / "held_out.parquet"
+
+    @property
+    def fit(self) -> Path:
+        return self.folder / "fit.txt"
 
 
 @dataclass(frozen=True)
@@ -121,6 +202,22 @@ class WorkPaths:
 
 
 @dataclass(frozen=True)
+class ChunkPaths:
+    """Answers to some of a run's experiments."""
+
+    results: Path
+    chunk: str
+
+    @property
+    def folder(self) -> Path:
+        return self.results / "answers" / self.chunk
+
+    def table(self, name: str) -> Path:
+        """Return the file of one of the tables that answer: frontier, best, ..."""
+        return self.folder / f"{name}.parquet"
+
+
+@dataclass(frozen=True)
 class RunPaths:
     """Files of one run: all experiments of one question, with their SLA."""
 
@@ -140,6 +237,10 @@ class RunPaths:
         return self.folder / "best.parquet"
 
     @property
+    def breakdown(self) -> Path:
+        return self.folder / "breakdown.parquet"
+
+    @property
     def status(self) -> Path:
         return self.folder / "status.parquet"
 
@@ -154,6 +255,32 @@ class RunPaths:
     @property
     def frontier_png(self) -> Path:
         return self.folder / "pareto_frontier.png"
+
+    @property
+    def plan(self) -> Path:
+        """How the run is divided into jobs."""
+        return self.folder / "plan.json"
+
+    @property
+    def winners(self) -> Path:
+        """Which experiments won, whose files were written."""
+        return self.folder / "winners.csv"
+
+    def table(self, name: str) -> Path:
+        """Return the file of one of the tables that answer: frontier, best, ..."""
+        return self.folder / f"{name}.parquet"
+
+    @property
+    def report_html(self) -> Path:
+        return self.folder / "report.html"
+
+    def report_table(self, name: str, suffix: str = "parquet") -> Path:
+        """Table that the report shows, as Parquet or CSV."""
+        return self.folder / "report" / f"{name}.{suffix}"
+
+    def slide(self, name: str) -> Path:
+        """Figure for slides."""
+        return self.folder / "report" / f"{name}.png"
 
     def experiment(self, name: str) -> "ExperimentPaths":
         """Return the guide's folder of one experiment."""

@@ -9,26 +9,38 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import paretoserve
 from paretoserve import paths
-from paretoserve.experiments.experiment import Worker
+from paretoserve.experiments.experiment import Experiment, Worker
 from paretoserve.hardware import load_system
 from paretoserve.perfdb import manifest
-from paretoserve.perfdb.tables import OF_ANY_RELEASE
+from paretoserve.perfdb.catalogue import ENGINES
 
 PACKAGE = Path(paretoserve.__file__).parent
-SETTINGS = (paths.QUANT_MODES, paths.ESTIMATION, paths.BACKENDS)
+SETTINGS = (paths.QUANT_MODES, paths.ESTIMATION, paths.BACKENDS, paths.PRECISION)
 # What deployment files are made of and proved against.
 DEPLOY_SETTINGS = (
     paths.DEPLOY,
     *sorted(paths.TEMPLATES.rglob("*.j2")),
     *sorted(paths.ENGINE_DEFINITIONS.glob("*.json")),
 )
-DEPLOY_STAGES = ("generate", "compare")
+DEPLOY_STAGES = ("generate", "generate_winners", "compare")
+# What the comparison report is made of beside code.
+REPORT_SETTINGS = (
+    paths.PRICES,
+    paths.REPORT,
+    paths.WORKLOADS,
+    *sorted(path for path in paths.REPORT_TEMPLATES.iterdir() if path.is_file()),
+)
+# Stages whose code decides what is found.
+ANSWERING_STAGES = ("enumerate_candidates", "estimate", "pareto", "gather")
+# What was fitted to running engines, and how far it was off: pareto alone reads them.
+SIMULATION_SETTINGS = (paths.CALIBRATION, paths.HELD_OUT)
 
 # A pattern, not a parser: parsing the whole library costs more than a small workflow does. What
 # only looks like an import (a line of a docstring) may add a module, never lose one.
@@ -42,28 +54,67 @@ _IMPORT = re.compile(
 def stage_digest(stage: str) -> str:
     """Digest of what a stage is made of: its adapter, the library below it, and the settings."""
     settings = SETTINGS + (DEPLOY_SETTINGS if stage in DEPLOY_STAGES else ())
+    settings += REPORT_SETTINGS if stage == "report" else ()
+    settings += SIMULATION_SETTINGS if stage == "pareto" else ()
     return code_digest(paths.adapter_file(stage), *settings)
+
+
+def made_from(experiments: Iterable[Experiment]) -> dict[str, dict[str, str]]:
+    """Digests of what each experiment's answer follows from: its question, perf_db and the code."""
+    code = value_digest([stage_digest(stage) for stage in ANSWERING_STAGES])
+    measurements: dict[tuple, str] = {}
+    digests = {}
+    for experiment in experiments:
+        engines = tuple((w.system, w.backend, w.version) for w in experiment.workers)
+        if engines not in measurements:
+            measurements[engines] = perf_db_digest(experiment.workers)
+        digests[experiment.name] = {
+            "question": replace(experiment, name="", left_out=()).digest,
+            "perf_db": measurements[engines],
+            "code": code,
+        }
+    return digests
 
 
 def perf_db_digest(workers: Iterable[Worker]) -> str:
     """Digest of the measurements that these workers' estimates can be made from.
 
-    These are the tables of each worker's engine, those that stand for any of its releases, and
-    those of its system's collectives, the system's specification, and the schema of the operators.
+    These are the tables of each worker's system, of any engine, since one stands in for another,
+    and those of its collectives, the system's specification, the schema of the operators and the
+    list of screened tables. Tables of other systems stand in last, for what nobody measured here:
+    their names count, not their contents.
     """
-    tables, files = [], {paths.OPERATORS}
     engines = {(worker.system, worker.backend, worker.version) for worker in workers}
+    return _engines_digest(frozenset(engines))
+
+
+@cache
+def _engines_digest(engines: frozenset[tuple[str, str, str]]) -> str:
+    files = {paths.OPERATORS, paths.SCREENING}
+    files |= {paths.system_file(system) for system, _, _ in engines}
+    contents = sorted(f"{_display(file)} {_file_digest(file)}" for file in files)
+    names = sorted(map(list, manifest.load().tables))
+    return value_digest([manifest.digest(_tables_of(engines)), contents, names])
+
+
+def tables_in_reach(workers: Iterable[Worker]) -> list[manifest.Entry]:
+    """Return the manifest's entries of the tables that these workers' estimates can be made from.
+
+    An entry stands there once for each engine that reads its table.
+    """
+    return _tables_of({(worker.system, worker.backend, worker.version) for worker in workers})
+
+
+def _tables_of(engines: Iterable[tuple[str, str, str]]) -> list[manifest.Entry]:
+    tables = []
     for system, backend, version in sorted(engines):
-        files.add(paths.system_file(system))
         collectives = load_system(system).collectives(backend, version)
-        wanted = {(system, backend, version), (system, *collectives)}
         tables += [
             entry
             for key, entry in manifest.load().tables.items()
-            if key[:3] in wanted or (key[:2] == (system, backend) and key[3] in OF_ANY_RELEASE)
+            if key[0] == system and (key[1] in ENGINES or key[:3] == (system, *collectives))
         ]
-    contents = sorted(f"{_display(file)} {_file_digest(file)}" for file in files)
-    return value_digest([manifest.digest(tables), contents])
+    return tables
 
 
 def code_digest(*files: Path) -> str:
@@ -93,7 +144,7 @@ def value_digest(value: Any) -> str:
     return _hash(canonical.encode())
 
 
-def identity(schema: str, question: Any, perf_db: str, code: str) -> dict[str, str]:
+def identity(schema: str, question: str, perf_db: str, code: str) -> dict[str, str]:
     """Metadata of a Parquet file: what it holds and what it was made from.
 
     Parameters
@@ -101,7 +152,7 @@ def identity(schema: str, question: Any, perf_db: str, code: str) -> dict[str, s
     schema
         Name of its columns' schema (docs/data.md).
     question
-        The works or experiments that the stage was given, as plain data.
+        Digest of the works or experiments that the stage was given.
     perf_db
         `perf_db_digest` of their workers.
     code
@@ -109,7 +160,7 @@ def identity(schema: str, question: Any, perf_db: str, code: str) -> dict[str, s
     """
     return {
         "paretoserve.schema": schema,
-        "paretoserve.experiments": value_digest(question),
+        "paretoserve.experiments": question,
         "paretoserve.perf_db": perf_db,
         "paretoserve.code": code,
         "paretoserve.version": paretoserve.__version__,

@@ -8,7 +8,36 @@ _NAME = pa.dictionary(pa.int32(), pa.string())
 LAYOUT = {name: pa.int16() for name in ("tp", "pp", "dp", "moe_tp", "moe_ep")}
 SHARES = {
     f"{name}_share": pa.float32()
-    for name in ("measured", "interpolated", "extrapolated", "speed_of_light")
+    for name in ("measured", "interpolated", "extrapolated", "substituted", "speed_of_light")
+}
+# What a closed-loop benchmark of one replica would measure.
+SIMULATED = {
+    "sim_clients": pa.int32(),
+    "sim_requests": pa.int32(),
+    **{
+        f"sim_{name}{of}_ms": pa.float64()
+        for name in ("ttft", "tpot")
+        for of in ("", "_p50", "_p90", "_p99")
+    },
+    "sim_tokens_per_s_per_gpu": pa.float64(),
+    # Ends of the 90 % intervals of the means, and the probability that both are within the SLA.
+    **{
+        f"sim_{name}": pa.float64()
+        for name in (
+            "ttft_low_ms",
+            "ttft_high_ms",
+            "tpot_low_ms",
+            "tpot_high_ms",
+            "tokens_per_s_per_gpu_low",
+            "tokens_per_s_per_gpu_high",
+        )
+    },
+    "sla_probability": pa.float64(),
+    "sim_reason": pa.string(),
+}
+MEMORY = {
+    f"{name}_gib": pa.float32()
+    for name in ("weights", "kv_cache", "activations", "buffers", "memory", "memory_limit")
 }
 
 CANDIDATES = pa.schema(
@@ -20,12 +49,7 @@ CANDIDATES = pa.schema(
         "gpus_per_worker": pa.int16(),
         "batch_size": pa.int32(),
         "ctx_tokens": pa.int32(),
-        "weights_gib": pa.float32(),
-        "kv_cache_gib": pa.float32(),
-        "activations_gib": pa.float32(),
-        "buffers_gib": pa.float32(),
-        "memory_gib": pa.float32(),
-        "memory_limit_gib": pa.float32(),
+        **MEMORY,
         "fits": pa.bool_(),
         "reason": _NAME,
     }
@@ -58,6 +82,7 @@ OPERATORS = pa.schema(
         "operator": _NAME,
         "ms": pa.float32(),
         "provenance": _NAME,
+        "note": _NAME,
     }
 )
 
@@ -69,7 +94,7 @@ _ROLE = {
     "gpus_per_worker": pa.int16(),
     "batch_size": pa.int32(),
     "ctx_tokens": pa.int32(),
-    "memory_gib": pa.float32(),
+    **MEMORY,
     "step_ms": pa.float64(),
     "seq_per_s_per_worker": pa.float64(),
     **SHARES,
@@ -92,7 +117,20 @@ DEPLOYMENTS = pa.schema(
         "replicas": pa.int32(),
         "gpus_per_replica": pa.int32(),
         "meets_sla": pa.bool_(),
+        **SIMULATED,
         **{f"{role}_{k}": t for role in ("agg", "prefill", "decode") for k, t in _ROLE.items()},
+    }
+)
+
+BREAKDOWN = pa.schema(
+    {
+        "experiment": _NAME,
+        "rank": pa.int32(),
+        "role": _NAME,
+        "step": _NAME,
+        "operator": _NAME,
+        "ms": pa.float32(),
+        "provenance": _NAME,
     }
 )
 

@@ -1,8 +1,10 @@
 """A resolved experiment: nothing left to default, only canonical names."""
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import asdict, dataclass, fields
+from functools import cache, cached_property
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,6 @@ class Worker:
     moe_ep_list: tuple[int, ...]
     max_batch_size: int  # requests of one attention-dp rank
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Return the worker whose `plain` form is `data`."""
-        return cls(**{key: _tupled(value) for key, value in data.items()})
-
 
 @dataclass(frozen=True)
 class Replica:
@@ -40,11 +37,6 @@ class Replica:
     max_gpu_per_replica: int  # 0: no limit
     max_prefill_worker: int
     max_decode_worker: int
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Return the replica whose `plain` form is `data`."""
-        return cls(**{key: _tupled(value) for key, value in data.items()})
 
 
 @dataclass(frozen=True)
@@ -80,6 +72,7 @@ class Experiment:
     top_n: int
     left_out: tuple[str, ...] = ()  # engines of `backend_name: any` without an experiment, and why
     generated_config_version: str | None = None  # None: files are for the workers' versions
+    sla_probability: float | None = None  # with which the best keep the SLA; None: by estimate only
 
     def worker(self, role: str) -> Worker:
         """Return the worker of this role; KeyError if the serving mode has none."""
@@ -88,18 +81,14 @@ class Experiment:
                 return worker
         raise KeyError(role)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Return the experiment whose `plain` form is `data`."""
-        replica = data["replica"]
-        parts = {
-            "nextn_accept_rates": tuple(data["nextn_accept_rates"]),
-            "workers": tuple(Worker.from_dict(worker) for worker in data["workers"]),
-            "replica": None if replica is None else Replica.from_dict(replica),
-            "tuning": Tuning(**data["tuning"]),
-            "left_out": tuple(data["left_out"]),
-        }
-        return cls(**{**data, **parts})
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of all fields. Experiments share most parts, whose digests are kept."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        content["workers"] = [_digest_of(worker) for worker in self.workers]
+        content["replica"] = self.replica and _digest_of(self.replica)
+        content["tuning"] = _digest_of(self.tuning)
+        return digest(content)
 
 
 def plain(record: Any) -> dict[str, Any]:
@@ -107,5 +96,12 @@ def plain(record: Any) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(record)))
 
 
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def digest(content: Any, length: int = 16) -> str:
+    """Return so many hex digits that stand for a value made of dicts, lists and scalars."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode()).hexdigest()[:length]
+
+
+@cache
+def _digest_of(record: Any) -> str:
+    return digest(asdict(record))

@@ -44,6 +44,7 @@ COMMAND_LINE = Source(
         "osl": "--osl",
         "ttft": "--ttft",
         "tpot": "--tpot",
+        "sla_probability": "--sla_probability",
         "top_n": "--top_n",
         "generated_config_version": "--generated_config_version",
     },
@@ -73,7 +74,7 @@ def load_files(files: Iterable[Path]) -> tuple[RawExperiment, ...]:
     """
     loaded: dict[str, RawExperiment] = {}
     for file in files:
-        for raw in read_mapping(_read_yaml(file), Source(str(file))):
+        for raw in read_mapping(read_file(file), Source(str(file))):
             if raw.name in loaded:
                 raise InputError(
                     f"{file}: experiment '{raw.name}' is also in {loaded[raw.name].source.name}"
@@ -108,6 +109,7 @@ def default_mode_experiments(
     osl: int | None = None,
     ttft: float | None = None,
     tpot: float | None = None,
+    sla_probability: float | None = None,
     top_n: int | None = None,
     generated_config_version: str | None = None,
 ) -> dict[str, Any]:
@@ -126,6 +128,7 @@ def default_mode_experiments(
         "osl": osl,
         "ttft": ttft,
         "tpot": tpot,
+        "sla_probability": sla_probability,
         "top_n": top_n,
         "generated_config_version": generated_config_version,
     }
@@ -155,7 +158,8 @@ class _Loader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_file(file: Path) -> dict[str, Any]:
+    """Return the content of a YAML file; InputError if it is unreadable or no mapping."""
     try:
         content = yaml.load(file.read_bytes(), _Loader)
     except OSError as error:

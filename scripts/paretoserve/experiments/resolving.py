@@ -1,6 +1,7 @@
 """Fill in defaults, profiles and data: a raw experiment becomes a resolved one."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, reduce
@@ -16,6 +17,7 @@ from paretoserve.experiments.schema import raise_all
 from paretoserve.models.catalog import find_model
 from paretoserve.models.dimensions import Model
 from paretoserve.perfdb.catalogue import ENGINES
+from paretoserve.precision import published_modes
 
 Config = dict[str, Any]
 
@@ -130,6 +132,38 @@ def _each_engine(raw: RawExperiment, catalogue: Catalogue) -> list[Experiment]:
     return [replace(resolved[0], left_out=left_out), *resolved[1:]]
 
 
+# Fields that `resolve` takes over as they are, None where absent: the experiment's own field, and
+# its type.
+TAKEN_OVER: dict[str, tuple[str, type]] = {
+    "isl": ("isl", int),
+    "osl": ("osl", int),
+    "ttft": ("ttft_ms", float),
+    "tpot": ("tpot_ms", float),
+    "top_n": ("top_n", int),
+    "sla_probability": ("sla_probability", float),
+}
+
+
+def resolver(catalogue: Catalogue) -> Callable[[RawExperiment], Experiment]:
+    """Return a `resolve` that does its work once for experiments that differ in load or SLA."""
+    known: dict[str, Experiment | str] = {}
+
+    def resolve_again(raw: RawExperiment) -> Experiment:
+        fields = {**_defaults()["experiment"], **raw.fields}
+        asked = json.dumps({k: v for k, v in fields.items() if k not in TAKEN_OVER}, sort_keys=True)
+        if asked not in known:
+            try:
+                known[asked] = resolve(raw, catalogue)
+            except InputError as error:
+                known[asked] = str(error)
+        found = known[asked]
+        if isinstance(found, str):
+            raise InputError(found)
+        return replace(found, name=raw.name, **_taken_over(fields))
+
+    return resolve_again
+
+
 def resolve(raw: RawExperiment, catalogue: Catalogue) -> Experiment:
     """Return the experiment with every default, profile and data-dependent choice filled in.
 
@@ -164,10 +198,6 @@ def resolve(raw: RawExperiment, catalogue: Catalogue) -> Experiment:
         model_name=model.name,
         model_digest=model.digest,
         total_gpus=int(fields["total_gpus"]),
-        isl=int(fields["isl"]),
-        osl=int(fields["osl"]),
-        ttft_ms=float(fields["ttft"]),
-        tpot_ms=float(fields["tpot"]),
         enable_wide_ep=fields["enable_wide_ep"],
         nextn=int(config["nextn"]),
         nextn_accept_rates=_accept_rates(raw, config),
@@ -180,9 +210,16 @@ def resolve(raw: RawExperiment, catalogue: Catalogue) -> Experiment:
             prefill_correction_scale=float(tuning["prefill_correction_scale"]),
             decode_correction_scale=float(tuning["decode_correction_scale"]),
         ),
-        top_n=int(fields["top_n"]),
         generated_config_version=fields.get("generated_config_version"),
+        **_taken_over(fields),
     )
+
+
+def _taken_over(fields: Config) -> dict[str, int | float | None]:
+    return {
+        name: kind(fields[field]) if field in fields else None
+        for field, (name, kind) in TAKEN_OVER.items()
+    }
 
 
 def fields_of(experiment: Experiment) -> Config:
@@ -205,6 +242,8 @@ def fields_of(experiment: Experiment) -> Config:
     }
     if experiment.generated_config_version is not None:
         fields["generated_config_version"] = experiment.generated_config_version
+    if experiment.sla_probability is not None:
+        fields["sla_probability"] = experiment.sla_probability
     config: Config = {
         "nextn": experiment.nextn,
         "nextn_accept_rates": list(experiment.nextn_accept_rates),
@@ -422,7 +461,7 @@ def _precision(
         )
     modes: dict[str, str] = {}
     for field in QUANT_MODES:
-        wanted = _wanted_modes(field, worker, model, backend, catalogue.sm_version(system))
+        wanted = _wanted_modes(field, worker, model, backend, system, catalogue)
         preferred = available = wanted
         if field == "moe_quant_mode" and not model.is_moe:
             wanted = preferred = available = [modes["gemm_quant_mode"]]
@@ -445,20 +484,26 @@ def _precision(
 
 
 def _wanted_modes(
-    field: str, worker: Config, model: Model, backend: str, sm_version: int
+    field: str, worker: Config, model: Model, backend: str, system: str, catalogue: Catalogue
 ) -> list[str]:
     """Return the modes to choose from, the most wanted first."""
     if field in worker:
         return ["float16" if worker[field] == "bfloat16" else worker[field]]
-    if model.checkpoint_quant_mode and field in ("gemm_quant_mode", "moe_quant_mode"):
-        return [model.checkpoint_quant_mode]
+    if model.checkpoint and field in ("gemm_quant_mode", "moe_quant_mode"):
+        return [model.checkpoint.gemm if field == "gemm_quant_mode" else model.checkpoint.moe]
     defaults = _defaults()
+    sm_version = catalogue.sm_version(system)
     generation = next(entry for entry in defaults["quant_modes"] if sm_version >= entry["sm"])
     wanted = list(generation[field])
     per_tensor = defaults["per_tensor_fp8"].get(field, ())
     if "fp8_block" in wanted and not {model.architecture, backend}.isdisjoint(per_tensor):
         wanted.remove("fp8_block")
         wanted.insert(wanted.index("fp8") + 1, "fp8_block")
+    part = field.removesuffix("_quant_mode")
+    if part in ("gemm", "moe") and (published := published_modes(model.name, part, system)):
+        # Those of the usual order, then the others, then what nobody published.
+        first = [mode for mode in wanted if mode in published]
+        wanted = [*dict.fromkeys([*first, *published, *wanted])]
     return wanted
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -24,17 +25,23 @@ TYPES = {
 }
 
 
-def validate(raw: dict[str, Any], locate: Callable[[Path], str]) -> None:
-    """Raise InputError, a line for each of the first few errors in a file of experiments.
+def validate(
+    raw: dict[str, Any],
+    locate: Callable[[Path], str],
+    schema: pathlib.Path = paths.EXPERIMENT_SCHEMA,
+) -> None:
+    """Raise InputError, a line for each of the first few errors in a file.
 
     Parameters
     ----------
     raw
-        Content of the file: `exps` and named experiments. All keys are strings.
+        Content of the file, such as `exps` and named experiments. All keys are strings.
     locate
         Says where a path into `raw` was written, to begin a sentence with.
+    schema
+        JSON Schema of such files.
     """
-    errors = sorted(_validator().iter_errors(raw), key=lambda error: [*map(str, error.path)])
+    errors = sorted(_validator(schema).iter_errors(raw), key=lambda error: [*map(str, error.path)])
     raise_all(
         f"{locate(list(error.absolute_path))}: {problem}"
         for error in errors
@@ -50,7 +57,13 @@ def raise_all(sentences: Iterable[str]) -> None:
 
 
 @cache
-def _validator() -> Any:
+def content(schema: pathlib.Path) -> dict[str, Any]:
+    """Return a JSON Schema."""
+    return json.loads(schema.read_bytes())
+
+
+@cache
+def _validator(schema: pathlib.Path) -> Any:
     import jsonschema  # takes longer to import than all else here
 
     base = jsonschema.Draft202012Validator
@@ -61,7 +74,7 @@ def _validator() -> Any:
         ),
     )
     validator = jsonschema.validators.extend(base, type_checker=finite)
-    return validator(json.loads(paths.EXPERIMENT_SCHEMA.read_bytes()))
+    return validator(content(schema))
 
 
 def _problems(error: Any) -> Iterator[str]:
@@ -78,24 +91,24 @@ def _problems(error: Any) -> Iterator[str]:
                 yield f"unknown key '{key}'{nearest}"
         case "enum":
             nearest = did_you_mean(value, rule) if isinstance(value, str) else ""
-            yield f"got {_shown(value)}, allowed {', '.join(rule)}{nearest}"
+            yield f"got {shown(value)}, allowed {', '.join(rule)}{nearest}"
         case "type":
             types = [rule] if isinstance(rule, str) else rule
             allowed = " or ".join(TYPES[name] for name in types)
             name = str(error.absolute_path[0]) if len(error.absolute_path) == 1 else ""
-            yield f"got {_shown(value)}, must be {allowed}{did_you_mean(name, ['exps'])}"
+            yield f"got {shown(value)}, must be {allowed}{did_you_mean(name, ['exps'])}"
         case "minimum" | "maximum" | "exclusiveMinimum":
-            yield f"got {_shown(value)}, allowed {_range(error.schema)}"
+            yield f"got {shown(value)}, allowed {_range(error.schema)}"
         case "minItems" | "minLength":
             yield "must not be empty"
         case "maxItems":
             yield f"got {len(value)} values, at most {rule} are allowed"
         case "uniqueItems":
-            yield f"got {_shown(value)}, where a value repeats"
+            yield f"got {shown(value)}, where a value repeats"
         case "minProperties":
-            yield "holds no experiment"
+            yield "must not be empty" if error.absolute_path else "holds no experiment"
         case "pattern" if error.absolute_path:
-            yield f"got {_shown(value)}, must be a version such as 1.0.0rc6"
+            yield f"got {shown(value)}, must be a version such as 1.0.0rc6"
         case "pattern":  # of an experiment's name: it becomes a folder
             yield f"experiment name '{value}' may hold only letters, digits, '.', '_' and '-'"
         case _:
@@ -110,7 +123,8 @@ def _range(schema: dict[str, Any]) -> str:
     return f"{low}, up to {schema['maximum']}" if "maximum" in schema else low
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as a sentence shows it."""
     match value:
         case dict():
             return "a mapping"

@@ -3,6 +3,8 @@
 Reads model, system and backend rules, no measured table.
 """
 
+from functools import cache
+
 import numpy as np
 import pyarrow as pa
 
@@ -12,7 +14,8 @@ from paretoserve.hardware import load_system
 from paretoserve.layout import Layout, Precision
 from paretoserve.memory import GIB, worker_memory
 from paretoserve.models.catalog import find_model
-from paretoserve.search import batch_sizes, layouts, prompt_budgets
+from paretoserve.precision import projections_mode
+from paretoserve.search import Layouts, batch_sizes, layouts, prompt_budgets
 from paretoserve.settings import backend_rules, estimation
 
 
@@ -29,22 +32,36 @@ def precision_of(work: Work) -> Precision:
         moe=worker.moe_quant_mode,
         kv_cache=worker.kvcache_quant_mode,
         attention=worker.fmha_quant_mode,
+        projections=projections_mode(
+            work.model_name, worker.gemm_quant_mode, worker.moe_quant_mode
+        ),
     )
+
+
+def candidate_count(work: Work) -> int:
+    """Return how many rows `enumerate_candidates` makes of a work."""
+    found, (batch, _) = _layouts(work), _contents(work)
+    return len(found.kept.tp) * len(batch) + len(found.refused)
+
+
+def _layouts(work: Work) -> Layouts:
+    worker = work.worker
+    lists = (worker.num_gpu_per_worker, worker.tp_list, worker.pp_list, worker.dp_list)
+    return _layouts_of(
+        work.model_name, (*lists, worker.moe_tp_list, worker.moe_ep_list), worker.backend
+    )
+
+
+@cache
+def _layouts_of(model_name: str, lists: tuple[tuple[int, ...], ...], backend: str) -> Layouts:
+    """The works of a sweep differ in load much more often than in what is searched."""
+    return layouts(find_model(model_name), *lists, backend_rules(backend))
 
 
 def _candidates(work: Work) -> pa.Table:
     worker, model = work.worker, find_model(work.model_name)
     rules = backend_rules(worker.backend)
-    found = layouts(
-        model,
-        worker.num_gpu_per_worker,
-        worker.tp_list,
-        worker.pp_list,
-        worker.dp_list,
-        worker.moe_tp_list,
-        worker.moe_ep_list,
-        rules,
-    )
+    found = _layouts(work)
     batch, ctx_tokens = _contents(work)
     count = len(found.kept.tp)
     layout = Layout(*(np.repeat(getattr(found.kept, k), len(batch)) for k in schemas.LAYOUT))

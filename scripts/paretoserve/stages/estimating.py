@@ -17,7 +17,7 @@ from paretoserve.estimator import Mtp, Step, StepLatency, step_latency
 from paretoserve.experiments.plan import Group, Work
 from paretoserve.interpolation import PROVENANCE
 from paretoserve.layout import Layout
-from paretoserve.memory import kv_cache_bytes_per_token
+from paretoserve.memory import request_cache_bytes
 from paretoserve.models.catalog import find_model
 from paretoserve.operators.kernels import Kernels
 from paretoserve.perfdb.tables import PerfTables
@@ -25,6 +25,7 @@ from paretoserve.serving.aggregated import mixed_steps
 from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.settings import estimation
 from paretoserve.stages.enumerating import precision_of
+from paretoserve.tracing import Trace
 
 
 def estimate(group: Group, candidates: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -34,7 +35,7 @@ def estimate(group: Group, candidates: pa.Table) -> tuple[pa.Table, pa.Table]:
     for work in group.works:
         mine = pc.and_(pc.equal(candidates["work_id"], work.id), candidates["fits"])
         worker = work.worker
-        one = _estimate(
+        one = estimate_work(
             work,
             candidates.filter(mine),
             kernels(worker.system, worker.backend, worker.version),
@@ -47,10 +48,13 @@ def estimate(group: Group, candidates: pa.Table) -> tuple[pa.Table, pa.Table]:
     )
 
 
-def _estimate(work: Work, candidates: pa.Table, kernels: Kernels) -> tuple[pa.Table, pa.Table]:
+def estimate_work(
+    work: Work, candidates: pa.Table, kernels: Kernels, trace: Trace | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """Return ESTIMATES and OPERATORS of candidates of one work; `trace` is told of every step."""
     ids = candidates["candidate_id"].to_numpy()
     try:
-        steps = _price(work, candidates, kernels) if len(ids) else {}
+        steps = _price(work, candidates, kernels, trace) if len(ids) else {}
     except InputError as error:
         # The whole work lacks a table: every candidate carries the reason, the sweep goes on.
         steps, why = {}, np.full(len(ids), str(error), object)
@@ -73,7 +77,9 @@ def _estimate(work: Work, candidates: pa.Table, kernels: Kernels) -> tuple[pa.Ta
     return schemas.table(schemas.ESTIMATES, columns), _operator_rows(work, ids, steps)
 
 
-def _price(work: Work, candidates: pa.Table, kernels: Kernels) -> dict[str, StepLatency]:
+def _price(
+    work: Work, candidates: pa.Table, kernels: Kernels, trace: Trace | None
+) -> dict[str, StepLatency]:
     """Latency of the steps that this role runs, by name."""
     model, precision, layout = find_model(work.model_name), precision_of(work), _layout(candidates)
     batch, ctx_tokens = candidates["batch_size"].to_numpy(), candidates["ctx_tokens"].to_numpy()
@@ -81,7 +87,9 @@ def _price(work: Work, candidates: pa.Table, kernels: Kernels) -> dict[str, Step
     isl = np.full(count, work.isl)
     none = np.zeros(count)
 
-    def price(prefill_tokens, prompts, decoding, kv_len) -> StepLatency:
+    def price(name, prefill_tokens, prompts, decoding, kv_len) -> StepLatency:
+        if trace:
+            trace.step(name)
         step = Step(
             prefill_tokens, prompts, isl, decoding, np.broadcast_to(kv_len, (count, len(kv_len)))
         )
@@ -93,20 +101,21 @@ def _price(work: Work, candidates: pa.Table, kernels: Kernels) -> dict[str, Step
             kernels,
             mtp=Mtp(work.nextn),
             wide_ep=work.enable_wide_ep,
+            trace=trace,
         )
 
     if work.worker.role == "prefill":
-        return {"prefill": price(ctx_tokens, batch, none, np.ones(1))}
+        return {"prefill": price("prefill", ctx_tokens, batch, none, np.ones(1))}
     moments = work.isl + 1 + _strides(work.osl - 1, estimation().decode_positions)
     if work.worker.role == "decode":
-        return {"decode": price(none, none, batch, moments)}
+        return {"decode": price("decode", none, none, batch, moments)}
     # The requests of an aggregated worker are spread evenly over their decode.
     middle = np.array([moments.mean()])
     tokens_per_step = expected_tokens_per_step(work.nextn, work.nextn_accept_rates)
     mixed = mixed_steps(batch, ctx_tokens, work.isl, work.osl, tokens_per_step)
     return {
-        "mixed": price(ctx_tokens, mixed.prompts, mixed.decoding, middle),
-        "decode": price(none, none, batch, middle),
+        "mixed": price("mixed", ctx_tokens, mixed.prompts, mixed.decoding, middle),
+        "decode": price("decode", none, none, batch, middle),
     }
 
 
@@ -123,10 +132,11 @@ def _layout(candidates: pa.Table) -> Layout:
 def _kv_bytes(work: Work, candidates: pa.Table) -> np.ndarray:
     """Of one prompt on one GPU, which holds the layers of its pipeline stage."""
     layout = _layout(candidates)
-    per_token = kv_cache_bytes_per_token(
-        find_model(work.model_name), precision_of(work), layout, work.nextn
+    isl = np.full(len(layout.tp), work.isl)
+    held = request_cache_bytes(
+        find_model(work.model_name), precision_of(work), layout, isl, work.nextn
     )
-    return per_token * work.isl / layout.pp
+    return held / layout.pp
 
 
 def _shares(steps: dict[str, StepLatency]) -> dict[str, np.ndarray]:
@@ -150,9 +160,18 @@ def _operator_rows(work: Work, ids: np.ndarray, steps: dict[str, StepLatency]) -
             "operator": _coded(latency.operators, column),
             "ms": latency.ms[ran],
             "provenance": _coded(PROVENANCE, codes),
+            "note": _notes(latency, column, codes),
         }
         parts.append(schemas.table(schemas.OPERATORS, columns))
     return pa.concat_tables(parts).unify_dictionaries()
+
+
+def _notes(latency: StepLatency, column: np.ndarray, codes: np.ndarray) -> pa.DictionaryArray:
+    """What stood in, for the values that something stood in for; null for the others."""
+    without = codes != PROVENANCE.index("substituted")
+    return pa.DictionaryArray.from_arrays(
+        pa.array(column.astype(np.int32), mask=without), list(latency.notes)
+    )
 
 
 def _coded(names: list[str] | tuple[str, ...], codes: np.ndarray) -> pa.DictionaryArray:
