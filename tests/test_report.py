@@ -80,7 +80,8 @@ def deployment(experiment: Experiment, rank: int, speeds: tuple, size: tuple, **
         cells |= {"pp": 1, "dp": 1, "moe_tp": 1, "moe_ep": 1, "ctx_tokens": 3000}
         cells |= {"memory_gib": 19.887, "seq_per_s_per_worker": 14.37}
         cells |= {"measured_share": 0.371, "interpolated_share": 0.629}
-        cells |= {"extrapolated_share": 0.0, "speed_of_light_share": 0.0}
+        cells |= {"extrapolated_share": 0.0, "substituted_share": 0.0}
+        cells |= {"speed_of_light_share": 0.0}
         row |= {f"{role}_{name}": value for name, value in cells.items()}
     return row
 

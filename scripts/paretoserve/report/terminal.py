@@ -1,6 +1,7 @@
 """The report of a run as text, laid out as in the user's guide."""
 
 import math
+import re
 import textwrap
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from paretoserve.experiments.experiment import Experiment
 from paretoserve.experiments.plan import label
 from paretoserve.models.catalog import find_model
 from paretoserve.serving.mtp import expected_tokens_per_step
+from paretoserve.settings import estimation
 
 Row = dict[str, object]
 Cells = dict[str, str]
@@ -34,6 +36,12 @@ a replica stands for the smallest scalable unit xPyD of the disagg system
 for Agg, gpus/replica = gpus/worker
                gpus/worker = tp * pp * dp = etp * ep * pp for MoE models; \
 tp * pp for dense models ({marked} are the actual values in math)"""
+
+CERTAINTY = (
+    "In brackets: where 90 % of such means lay on real runs that the calibration had not seen; "
+    "from the same runs, the probability that ttft and tpot both keep the SLA. The ranks above are "
+    "by the planner's estimates, which have no interval."
+)
 
 
 def render_report(
@@ -58,13 +66,13 @@ def render_report(
     color
         Mark by ANSI codes (bold, underline, colours); without, the text holds none.
     """
-    style = _Style(color)
+    style = Style(color)
     ranked = _by_experiment(best)
     winners = sorted(
         (rows[0] for rows in ranked.values()), key=lambda row: -row["tokens_per_s_per_gpu"]
     )
     sections = [
-        _title("paretoserve: the best deployments found", style),
+        title("paretoserve: the best deployments found", style),
         _question(experiments, width, style) + "\n" + _choice(winners, len(experiments)),
     ]
     if winners:
@@ -80,7 +88,7 @@ def render_report(
     return "\n".join(sections) + "\n"
 
 
-class _Style:
+class Style:
     """ANSI marks, or none."""
 
     def __init__(self, color: bool) -> None:
@@ -101,9 +109,10 @@ def _by_experiment(best: pa.Table) -> dict[str, list[Row]]:
     return rows
 
 
-def _title(title: str, style: _Style) -> str:
+def title(text: str, style: Style) -> str:
+    """Return the frame that a report begins with."""
     stars = "*" * FRAME_WIDTH
-    line = title.center(FRAME_WIDTH - 2)
+    line = text.center(FRAME_WIDTH - 2)
     return f"{stars}\n*{style.bold(line)}*\n{stars}"
 
 
@@ -115,18 +124,23 @@ def _shared(experiments: Sequence[Experiment], say: Callable[[Experiment], str])
     return "; ".join(f"{name}: {text}" for name, text in told.items())
 
 
-def _question(experiments: Sequence[Experiment], width: int | None, style: _Style) -> str:
+def _question(experiments: Sequence[Experiment], width: int | None, style: Style) -> str:
     facts: dict[str, Callable[[Experiment], str]] = {
         "Model": lambda e: f"{e.model_name} (is_moe: {find_model(e.model_name).is_moe})",
         "Total GPUs": lambda e: f"{e.total_gpus}",
-        "System": _hardware,
-        "Precision": _precision,
+        "System": hardware,
+        "Precision": precision,
         "ISL / OSL": _lengths,
         "MTP": _drafts,
         "Wide EP": lambda e: "on" if e.enable_wide_ep else "off",
         "SLA": lambda e: (
             f"TTFT <= {e.ttft_ms:g} ms, TPOT <= {e.tpot_ms:g} ms "
             f"(>= {1000 / e.tpot_ms:.4g} tokens/s/user)"
+            + (
+                ""
+                if e.sla_probability is None
+                else f", with {_percent(e.sla_probability)} probability"
+            )
         ),
     }
     models = [find_model(experiment.model_name) for experiment in experiments]
@@ -138,19 +152,21 @@ def _question(experiments: Sequence[Experiment], width: int | None, style: _Styl
         facts["Deployment files"] = lambda e: " ".join(version_notes(e)) or "as estimated"
     lines = [style.bold("  Input Configuration & SLA Target:")]
     lines += [
-        _wrap(f"    {name}: {_shared(experiments, say)}", width) for name, say in facts.items()
+        wrap(f"    {name}: {_shared(experiments, say)}", width) for name, say in facts.items()
     ]
     left_out = dict.fromkeys(engine for experiment in experiments for engine in experiment.left_out)
-    lines += [_wrap(f"    Left out: {engine}", width) for engine in left_out]
+    lines += [wrap(f"    Left out: {engine}", width) for engine in left_out]
     return "\n".join(lines)
 
 
-def _hardware(experiment: Experiment) -> str:
+def hardware(experiment: Experiment) -> str:
+    """Return the systems of the workers, with engine and version."""
     used = (f"{w.system} ({w.backend} {w.version})" for w in experiment.workers)
     return " + ".join(dict.fromkeys(used))
 
 
-def _precision(experiment: Experiment) -> str:
+def precision(experiment: Experiment) -> str:
+    """Return the precisions of the workers."""
     experts = find_model(experiment.model_name).is_moe
     used = (
         f"{w.gemm_quant_mode} weights, "
@@ -193,7 +209,7 @@ def _choice(winners: Sequence[Row], asked: int) -> str:
     return text
 
 
-def _overall_best(row: Row, style: _Style) -> str:
+def _overall_best(row: Row, style: Style) -> str:
     return "\n".join(
         [
             style.bold("  Overall Best Configuration:"),
@@ -207,12 +223,12 @@ def _overall_best(row: Row, style: _Style) -> str:
 
 def _unanswered(status: pa.Table, width: int | None) -> str:
     lines = [
-        _wrap(f"  No answer for {row['experiment']}: {row['reason']}", width)
+        wrap(f"  No answer for {row['experiment']}: {row['reason']}", width)
         for row in status.to_pylist()
         if row["status"] != "ok"
     ]
     lines += [
-        _wrap(f"  Left out of {row['experiment']}, no table: {row['missing_table']}", width)
+        wrap(f"  Left out of {row['experiment']}, no table: {row['missing_table']}", width)
         for row in status.to_pylist()
         if row["status"] == "ok" and row["missing_table"]
     ]
@@ -228,7 +244,7 @@ def _frontier_plot(
     winners: Sequence[Row],
     width: int | None,
     color: bool,
-    style: _Style,
+    style: Style,
 ) -> str:
     heading = style.bold("  Pareto Frontier:")
     if frontier.num_rows == 0:
@@ -283,14 +299,14 @@ def _axis_end(
     return math.ceil(width / unit) * unit * intervals
 
 
-def _legend(width: int | None, style: _Style) -> str:
+def _legend(width: int | None, style: Style) -> str:
     marked = "underlined numbers" if style.color else "numbers behind the equals signs"
     lines = LEGEND.format(marked=marked).splitlines()
-    lines = [style.bold("  Deployment Details:"), *(_wrap(line, width) for line in lines)]
+    lines = [style.bold("  Deployment Details:"), *(wrap(line, width) for line in lines)]
     return "\n".join(lines)
 
 
-def _wrap(line: str, width: int | None) -> str:
+def wrap(line: str, width: int | None) -> str:
     """Break a line between words; what follows is indented a little more."""
     if width is None:
         return line
@@ -301,15 +317,59 @@ def _wrap(line: str, width: int | None) -> str:
 
 
 def _top_configurations(
-    experiment: Experiment, rows: Sequence[Row], width: int | None, style: _Style
+    experiment: Experiment, rows: Sequence[Row], width: int | None, style: Style
 ) -> str:
     is_moe = find_model(experiment.model_name).is_moe
     cells = [_cells(row, is_moe, style) for row in rows]
     ranks = [{"Rank": f"{row['rank']}"} for row in rows]
     groups = [list(group) for group in zip(*cells, strict=True)]
     heading = f"{experiment.name} Top Configurations: (Sorted by tokens/s/gpu)"
-    tables = "\n".join(_tables(ranks, groups, width))
-    return f"{style.bold(heading)}\n{tables}\n{_wrap(_provenance(rows[0]), width)}"
+    tables = "\n".join(stacked_tables(ranks, groups, width))
+    told = f"{style.bold(heading)}\n{tables}\n{wrap(_provenance(rows[0]), width)}"
+    return "\n".join([told, *_benchmark(rows, width)])
+
+
+def _benchmark(rows: Sequence[Row], width: int | None) -> list[str]:
+    """What a benchmark of one replica would measure, for the rows that were simulated."""
+    driven = [row for row in rows if row["sim_reason"] == ""]
+    if not driven:
+        return []
+    ranks = [{"Rank": f"{row['rank']}"} for row in driven]
+    load = [
+        {
+            "clients": f"{row['sim_clients']}",
+            "requests": f"{row['sim_requests']}",
+            "tokens/s/gpu": _with_interval(row, "sim_tokens_per_s_per_gpu{}", 0),
+            "keeps the SLA": _percent(row["sla_probability"]),
+        }
+        for row in driven
+    ]
+    spreads = [
+        [{f"{name.upper()} mean / p50 / p90 / p99": _spread(row, name, digits)} for row in driven]
+        for name, digits in (("ttft", 0), ("tpot", 1))
+    ]
+    heading = f"A benchmark of one replica would measure (ms), {estimation().simulation.told}:"
+    return [
+        wrap(heading, width),
+        *stacked_tables(ranks, [load, *spreads], width),
+        wrap(CERTAINTY, width),
+    ]
+
+
+def _spread(row: Row, name: str, digits: int) -> str:
+    values = (row[f"sim_{name}_p{share}_ms"] for share in (50, 90, 99))
+    mean = _with_interval(row, f"sim_{name}{{}}_ms", digits)
+    return " / ".join((mean, *(f"{value:.{digits}f}" for value in values)))
+
+
+def _with_interval(row: Row, name: str, digits: int) -> str:
+    """`264 (180-600)`: a simulated figure and its interval."""
+    value, low, high = (row[name.format(end)] for end in ("", "_low", "_high"))
+    return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _provenance(row: Row) -> str:
@@ -333,7 +393,7 @@ def _roles(row: Row) -> dict[str, str]:
     return {"prefill": "(p)", "decode": "(d)"}
 
 
-def _cells(row: Row, is_moe: bool, style: _Style) -> list[Cells]:
+def _cells(row: Row, is_moe: bool, style: Style) -> list[Cells]:
     """Return the cells of one deployment, in groups that a narrow terminal keeps together."""
     u = style.underline
     performance = {
@@ -360,7 +420,7 @@ def _cells(row: Row, is_moe: bool, style: _Style) -> list[Cells]:
     return [performance, gpus, *workers]
 
 
-def _worker_cells(row: Row, role: str, is_moe: bool, style: _Style) -> Cells:
+def _worker_cells(row: Row, role: str, is_moe: bool, style: Style) -> Cells:
     factors = ("tp", "pp", "dp") if is_moe else ("tp", "pp")
     product = "x".join(style.underline(row[f"{role}_{factor}"]) for factor in factors)
     cells = {
@@ -380,7 +440,23 @@ def parallel_name(row: Row, role: str, is_moe: bool) -> str:
     return f"tp{tp}pp{pp}" + (f"dp{dp}etp{moe_tp}ep{moe_ep}" if is_moe else "")
 
 
-def _tables(ranks: list[Cells], groups: list[list[Cells]], width: int | None) -> list[str]:
+def deployment_name(row: Row, is_moe: bool) -> str:
+    """Return a deployment in one word: 4x(4xtp1+1xtp4), of agg 8xtp4.
+
+    Layouts are the guide's names without what is 1: tp1pp1dp8etp1ep8 is dp8ep8.
+    """
+    names = [
+        "".join(re.findall(r"[a-z]+(?!1(?!\d))\d+", parallel_name(row, role, is_moe))) or "tp1"
+        for role in _roles(row)
+    ]
+    if row["serving_mode"] == "agg":
+        return f"{row['replicas']}x{names[0]}"
+    counts = (row[f"{role}_workers"] for role in _roles(row))
+    pools = "+".join(f"{count}x{name}" for count, name in zip(counts, names, strict=True))
+    return f"{row['replicas']}x({pools})"
+
+
+def stacked_tables(ranks: list[Cells], groups: list[list[Cells]], width: int | None) -> list[str]:
     """Return the table, or where it is wider than `width` its parts, each with the rank.
 
     Parts are packed without blanks around the cells; a cell is never broken.
