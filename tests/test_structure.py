@@ -11,10 +11,13 @@ LIBRARY = paths.ROOT / "scripts" / "paretoserve"
 
 # Each may import those before it, and itself.
 ORDER = """
-errors paths records logs settings quant hardware layout models perfdb
-interpolation operators estimator memory search
+errors paths records logs settings calibration uncertainty prices quant
+hardware layout models precision perfdb
+interpolation operators tracing estimator memory search
 experiments schemas serving pareto
-deploy report stages provenance inprocess bench support commands cli __main__
+deploy report stages provenance progress question resuming
+inprocess evidence planning workflow explain size
+accuracy bench support reference commands cli __main__
 """.split()
 
 MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path != LIBRARY / "__init__.py")

@@ -4,17 +4,16 @@ Starting takes longer than answering, so what a call may not need is imported wh
 """
 
 import argparse
+import json
 import os
-import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from paretoserve import __version__
-from paretoserve.commands import import_table, support
+from paretoserve.commands import accuracy, explain, import_table, pack, plan, size, support
 from paretoserve.commands.common import (
     ANSWERED,
     INPUT_ERROR,
@@ -26,25 +25,15 @@ from paretoserve.commands.common import (
     fail,
     wants_color,
 )
-from paretoserve.commands.fields import allowed, experiment_schema, spec_of
+from paretoserve.commands.fields import DEFAULT_MODE_TPOT_MS, add_field
 from paretoserve.errors import InputError, did_you_mean
-from paretoserve.experiments.loading import (
-    COMMAND_LINE,
-    RawExperiment,
-    default_mode_experiments,
-    load_files,
-    read_mapping,
-)
-from paretoserve.paths import WorkPaths
+from paretoserve.experiments.loading import COMMAND_LINE, default_mode_experiments
+from paretoserve.paths import ChunkPaths, RunPaths, WorkPaths
 
 if TYPE_CHECKING:
     from paretoserve.experiments.plan import Plan
     from paretoserve.inprocess import RunResult
-
-# The guide's default mode asks for 20 ms, its commented experiment file for 40.
-DEFAULT_MODE_TPOT_MS = 20.0
-
-TYPES = {"integer": int, "number": float, "string": str}
+    from paretoserve.question import Question
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,51 +62,57 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cli(arguments: argparse.Namespace) -> int:
-    return _answer(arguments.experiments(arguments), arguments.save_dir)
-
-
-def _answer(raws: Sequence[RawExperiment], save_dir: Path | None) -> int:
-    from paretoserve.deploy.target import require_templates
     from paretoserve.experiments.plan import make_plan
-    from paretoserve.experiments.resolving import resolve_all
-    from paretoserve.perfdb.catalogue import Catalogue
-    from paretoserve.report.terminal import NO_TERMINAL_WIDTH, render_report
+    from paretoserve.report.baseline import baseline_files
+    from paretoserve.report.plain import report_json
+    from paretoserve.report.summary import render_run
+    from paretoserve.report.terminal import NO_TERMINAL_WIDTH
+    from paretoserve.resuming import keep_asked
 
-    experiments = resolve_all(raws, Catalogue())
-    require_templates(experiments)
-    result = _run(make_plan(experiments), save_dir)
-    # What the terminal cannot show (in an old locale, the frame of the plot) becomes "?".
-    sys.stdout.reconfigure(errors="replace")
-    report = render_report(
-        experiments,
-        result.frontier,
-        result.best,
-        result.status,
-        width=shutil.get_terminal_size((NO_TERMINAL_WIDTH, 0)).columns,
-        color=wants_color(),
-    )
-    print(report, end="", flush=True)
+    if arguments.baseline is not None:
+        if arguments.save_dir is None:
+            raise InputError("--baseline needs --save_dir: the comparison is in the written report")
+        baseline_files(arguments.baseline)
+    plan = make_plan(*arguments.question(arguments))
+    save_dir, result = arguments.save_dir, _run(plan, arguments.save_dir, arguments.baseline)
+    answer = plan.ask.experiments, result.frontier, result.best, result.status
+    if arguments.json:
+        print(json.dumps(report_json(*answer), indent=1), flush=True)
+    else:
+        # What the terminal cannot show (in an old locale, the frame of the plot) becomes "?".
+        sys.stdout.reconfigure(errors="replace")
+        width = shutil.get_terminal_size((NO_TERMINAL_WIDTH, 0)).columns
+        print(render_run(*answer, width=width, color=wants_color()), end="", flush=True)
     if save_dir is not None:
-        print(f"results: {save_dir / result.folder.name}", file=sys.stderr)
+        asked = arguments.asked(arguments)
+        keep_asked(save_dir, result.folder.name, *asked, arguments.baseline)
+        run = RunPaths(save_dir, result.folder.name)
+        print(f"results: {run.folder}", file=sys.stderr)
+        print(f"report: {run.report_html}", file=sys.stderr)
     return ANSWERED if "ok" in result.status["status"].to_pylist() else NO_ANSWER
 
 
-def _run(plan: "Plan", save_dir: Path | None) -> "RunResult":
+def _run(plan: "Plan", save_dir: Path | None, baseline: Path | None) -> "RunResult":
     """Answer the plan; all its files appear in `save_dir` at once, or none does."""
-    from paretoserve.inprocess import run_in_process
+    from paretoserve.inprocess import parts_of, run_in_process
+    from paretoserve.progress import progress
+    from paretoserve.records import unfinished_folder
 
     if save_dir is None:
-        return _usable(run_in_process(plan, None))
+        with progress(parts_of(plan, written=False)) as advance:
+            return _usable(run_in_process(plan, None, advance))
     # On the disk that the results will be on, so that finished folders are only renamed.
     nearest = next(folder for folder in (save_dir, *save_dir.parents) if folder.exists())
-    with tempfile.TemporaryDirectory(prefix=".paretoserve-", dir=nearest) as unfinished:
-        result = _usable(run_in_process(plan, Path(unfinished)))
-        groups = (WorkPaths(Path(unfinished), group.id).folder for group in plan.groups)
-        for finished in (*groups, result.folder):
+    with unfinished_folder(nearest) as unfinished:
+        with progress(parts_of(plan, written=True)) as advance:
+            result = _usable(run_in_process(plan, unfinished, advance, baseline))
+        groups = (WorkPaths(unfinished, group.id).folder for group in plan.groups)
+        chunks = (ChunkPaths(unfinished, chunk.id).folder for chunk in plan.chunks)
+        for number, finished in enumerate((*groups, *chunks, result.folder)):
             place = save_dir / finished.relative_to(unfinished)
             place.parent.mkdir(parents=True, exist_ok=True)
             if place.exists():
-                shutil.rmtree(place)
+                place.replace(unfinished / f"replaced{number}")
             finished.replace(place)
     return result
 
@@ -161,9 +156,9 @@ def _parser() -> argparse.ArgumentParser:
 
     mode = add_mode(modes, "default", "compare agg and disagg serving of one model")
     for field, flag in COMMAND_LINE.flags.items():
-        _add_field(mode, field, flag)
+        add_field(mode, field, flag, DEFAULT_MODE_TPOT_MS if field == "tpot" else None)
     _add_shared(mode)
-    mode.set_defaults(experiments=_from_flags)
+    mode.set_defaults(question=_from_flags, asked=_asked_by_flags)
 
     mode = add_mode(modes, "exp", "compare the experiments of a YAML file")
     mode.add_argument(
@@ -174,9 +169,12 @@ def _parser() -> argparse.ArgumentParser:
         help="Experiments; config/README.md explains the fields.",
     )
     _add_shared(mode)
-    mode.set_defaults(experiments=lambda arguments: load_files([arguments.yaml_path]))
+    mode.set_defaults(
+        question=_from_file,
+        asked=lambda arguments: (arguments.yaml_path.name, arguments.yaml_path.read_bytes()),
+    )
 
-    for command in (support, import_table):
+    for command in (plan, explain, size, support, accuracy, import_table, pack):
         command.add(doors)
     return parser
 
@@ -188,6 +186,15 @@ def _add_shared(mode: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="Write the results into a new folder of DIR. Default: write nothing.",
     )
+    mode.add_argument(
+        "--json", action="store_true", help="Print the answer as JSON instead of the report."
+    )
+    mode.add_argument(
+        "--baseline",
+        type=_folder,
+        metavar="DIR",
+        help="Folder of an earlier run: the report tells what changed since. Needs --save_dir.",
+    )
     add_debug(mode)
     mode.set_defaults(run=_cli)
 
@@ -198,26 +205,27 @@ def _folder(name: str) -> Path:
     return Path(name)
 
 
-def _add_field(mode: argparse.ArgumentParser, field: str, flag: str) -> None:
-    """Add the flag of a field. Its range is told here but checked, as in files, by the schema."""
-    spec = spec_of(field)
-    default = DEFAULT_MODE_TPOT_MS if field == "tpot" else spec.get("default")
-    told = [
-        re.sub(r"\w+", lambda word: COMMAND_LINE.flags.get(word[0], word[0]), spec["description"]),
-        *allowed(field, spec),
-        *([] if default is None else [f"Default: {default}."]),
-    ]
-    mode.add_argument(
-        flag,
-        type=TYPES[spec.get("type", "string")],
-        required=field in experiment_schema()["required"],
-        default=DEFAULT_MODE_TPOT_MS if field == "tpot" else None,
-        metavar=spec.get("unit", flag.removeprefix("--").split("_")[-1]).upper(),
-        help=" ".join(told).replace("%", "%%"),
-    )
+def _from_flags(arguments: argparse.Namespace) -> "Question":
+    from paretoserve.perfdb.catalogue import Catalogue
+    from paretoserve.question import question_of
+
+    return question_of(_mapping(arguments), COMMAND_LINE, Catalogue())
 
 
-def _from_flags(arguments: argparse.Namespace) -> Sequence[RawExperiment]:
+def _from_file(arguments: argparse.Namespace) -> "Question":
+    from paretoserve.perfdb.catalogue import Catalogue
+    from paretoserve.question import read_question
+
+    return read_question(arguments.yaml_path, Catalogue())
+
+
+def _mapping(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what an experiment file with these flags would hold."""
     flags = (flag.removeprefix("--") for flag in COMMAND_LINE.flags.values())
-    mapping = default_mode_experiments(**{flag: getattr(arguments, flag) for flag in flags})
-    return read_mapping(mapping, COMMAND_LINE)
+    return default_mode_experiments(**{flag: getattr(arguments, flag) for flag in flags})
+
+
+def _asked_by_flags(arguments: argparse.Namespace) -> tuple[str, bytes]:
+    import yaml
+
+    return "command_line.yaml", yaml.safe_dump(_mapping(arguments), sort_keys=False).encode()

@@ -8,6 +8,10 @@ class InputError(Exception):
     """Bad input. `str(error)` is one sentence: where, what was given, what is allowed."""
 
 
+class UnreadableTable(InputError):
+    """A table of perf_db that is missing, unreadable or not the manifest's: nothing stands in."""
+
+
 def did_you_mean(given: str, options: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the option nearest to `given`, "" if none is near.
 

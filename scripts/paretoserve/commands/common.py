@@ -6,7 +6,7 @@ import sys
 import traceback
 from typing import Any
 
-ANSWERED, MACHINE_ERROR, INPUT_ERROR, NO_ANSWER, INTERRUPTED = 0, 1, 2, 3, 130
+ANSWERED, MACHINE_ERROR, INPUT_ERROR, NO_ANSWER, NOT_REPEATED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_CODES = f"""\
 exit codes:
   {ANSWERED}  at least one experiment has an answer
