@@ -5,7 +5,7 @@ own tables cannot answer comes from stand-ins (see sources).
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 
 import numpy as np
 
@@ -537,3 +537,9 @@ def _same_link(own: System, other: System, key: Key, elements: np.ndarray) -> bo
 
 def _modelled(ms: np.ndarray) -> Latency:
     return Latency(ms, np.full(np.shape(ms), SPEED_OF_LIGHT, np.int8))
+
+
+@lru_cache(maxsize=6)
+def kernels_of(system: str, backend: str, version: str) -> Kernels:
+    """The kernels of one engine version: stages of one process share what they have opened."""
+    return Kernels(PerfTables(system, backend, version))

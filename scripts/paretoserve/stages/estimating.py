@@ -5,8 +5,6 @@ decode worker    decode_step_ms: one step of every request, averaged over a requ
 agg worker       mixed_step_ms: `ctx_tokens` of prompts beside decoding requests; decode_step_ms
 """
 
-from functools import cache
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,8 +17,7 @@ from paretoserve.interpolation import PROVENANCE
 from paretoserve.layout import Layout
 from paretoserve.memory import request_cache_bytes
 from paretoserve.models.catalog import find_model
-from paretoserve.operators.kernels import Kernels
-from paretoserve.perfdb.tables import PerfTables
+from paretoserve.operators.kernels import Kernels, kernels_of
 from paretoserve.serving.aggregated import mixed_steps
 from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.settings import estimation
@@ -30,7 +27,6 @@ from paretoserve.tracing import Trace
 
 def estimate(group: Group, candidates: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return the ESTIMATES and OPERATORS tables of a group's candidates that fit."""
-    kernels = cache(lambda *engine: Kernels(PerfTables(*engine)))
     estimates, operators = [], []
     for work in group.works:
         mine = pc.and_(pc.equal(candidates["work_id"], work.id), candidates["fits"])
@@ -38,7 +34,7 @@ def estimate(group: Group, candidates: pa.Table) -> tuple[pa.Table, pa.Table]:
         one = estimate_work(
             work,
             candidates.filter(mine),
-            kernels(worker.system, worker.backend, worker.version),
+            kernels_of(worker.system, worker.backend, worker.version),
         )
         estimates.append(one[0])
         operators.append(one[1])

@@ -23,10 +23,9 @@ from paretoserve.hardware import load_system
 from paretoserve.layout import Layout, Precision
 from paretoserve.memory import request_cache_bytes
 from paretoserve.models.catalog import find_model
-from paretoserve.operators.kernels import Kernels
-from paretoserve.perfdb.tables import PerfTables
+from paretoserve.operators.kernels import kernels_of
 from paretoserve.serving.closed_loop import Disagg, Engine, Load, simulate
-from paretoserve.serving.engines import Limit, engine, kv_capacity_tokens, launches
+from paretoserve.serving.engines import Limit, engine, hand_over_ms, kv_capacity_tokens, launches
 from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.serving.surfaces import Limits, Surface, surface
 from paretoserve.settings import Simulation, backend_rules, estimation
@@ -153,7 +152,9 @@ def replica(experiment: Experiment, row: Row) -> Engine | Disagg:
         engines["decode"],
         row["prefill_workers"],
         row["decode_workers"],
-        transfer_ms=times.hand_over_ms,
+        transfer_ms=hand_over_ms(
+            times, engines["decode"], row["decode_batch_size"], prefill.isl + prefill.osl / 2
+        ),
         transfer_ms_per_token=float(cached[0]) / prefill.isl / times.transfer_gb_per_s / 1e6,
     )
 
@@ -223,16 +224,11 @@ def _surface(
         find_model(model_name),
         precision,
         _layout(sizes),
-        _kernels(*engine),
+        kernels_of(*engine),
         limits,
         nextn=nextn,
         wide_ep=wide_ep,
     )
-
-
-@lru_cache(maxsize=8)
-def _kernels(*engine: str) -> Kernels:
-    return Kernels(PerfTables(*engine))
 
 
 def _sizes(row: Row, role: str) -> tuple[int, ...]:
