@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,21 @@ class Manifest:
 
     def versions(self, system: str, backend: str) -> tuple[str, ...]:
         """Versions with tables of a system and backend, oldest first."""
-        known = {key[2] for key in self.tables if key[:2] == (system, backend)}
-        if not known:
+        known = self._versions.get((system, backend))
+        if known is None:
             backends = self.backends(system)
             raise InputError(
                 f"perf_db has no {backend} tables of {system}{did_you_mean(backend, backends)}; "
                 f"it has tables for {', '.join(backends)}"
             )
-        return tuple(sorted(known, key=_age))
+        return known
+
+    @cached_property
+    def _versions(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        found: dict[tuple[str, str], set[str]] = {}
+        for system, backend, version, _ in self.tables:
+            found.setdefault((system, backend), set()).add(version)
+        return {engine: tuple(sorted(known, key=_age)) for engine, known in found.items()}
 
     def operators(self, system: str, backend: str, version: str) -> tuple[str, ...]:
         """Operators with a table at this system, backend and version."""
