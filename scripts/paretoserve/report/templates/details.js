@@ -577,6 +577,10 @@ function simulatedTable(rows) {
       rows.some((row) => table.get(row, name) !== null && table.get(row, name) !== ""),
   );
   if (!names.length) return null;
+  if (names.every((name) => name === "sim_reason")) {
+    const reasons = new Set(rows.map((row) => table.get(row, "sim_reason")));
+    return make("p", { class: "fine" }, `No benchmark of these: ${[...reasons].join("; ")}.`);
+  }
   const makers = Object.fromEntries(
     withInterval.map((name) => [
       name,
