@@ -150,7 +150,7 @@ def test_an_added_value_runs_only_what_is_new(copy, swept, axes, expected):
 
 @pytest.mark.slow
 def test_another_table_runs_what_it_can_reach(copy, swept):
-    """4 of 6 groups: both models with trtllm on h200_sxm, and with vllm, for which it may stand in."""
+    """4 of 6 groups: on h200_sxm with trtllm, and with vllm, for which it may stand in."""
     options = ("--config", "experiments=sweep.yaml", "results=swept", "generate=none")
     [version] = {
         group.name.split(".trtllm.")[1].rsplit(".", 1)[0]

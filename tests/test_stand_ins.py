@@ -18,7 +18,8 @@ from paretoserve.models.dimensions import DSA, GDN, GQA, MoEFFN
 from paretoserve.models.huggingface import parse_config
 from paretoserve.operators.kernels import Kernels
 from paretoserve.operators.mla import Block
-from paretoserve.perfdb import screening, screening_rule
+from paretoserve.perfdb import manifest, screening, screening_rule
+from paretoserve.perfdb.elsewhere import tables_elsewhere
 from paretoserve.perfdb.tables import PerfTables
 from paretoserve.precision import default_precision
 
@@ -142,6 +143,27 @@ def test_the_exchange_of_a_rack_stands_in_for_that_of_another():
     assert found.ms == pytest.approx(measured.ms)
     assert (found.provenance == SUBSTITUTED).all()
     assert found.notes[0].startswith("gb200 trtllm 1.3.0rc10 exchange of tokens stands in for")
+
+
+def test_tables_that_stand_in_elsewhere_are_known_beforehand():
+    """Those of the two tests above, what a screen names, and no GEMM that was measured here."""
+    elsewhere = {
+        system: {manifest.coordinate(entry) for entry in tables_elsewhere(system)}
+        for system in ("gb200", "gb300", "h200_sxm", "b60")
+    }
+    assert ("gb300", "trtllm", "1.3.0rc20", "custom_allreduce") in elsewhere["gb200"]
+    assert ("gb200", "trtllm", "1.3.0rc10", "trtllm_alltoall") in elsewhere["gb300"]
+    screens = json.loads(paths.SCREENING.read_bytes())["screened"]
+    named = {
+        (*entry["stand_in"].values(), entry["operator"])
+        for entry in screens
+        if entry["system"] == "gb200" != entry["stand_in"]["system"]
+    }
+    assert named
+    assert named <= elsewhere["gb200"]
+    assert ("h100_sxm", "trtllm", "1.3.0rc20", "gemm") in manifest.load().tables
+    assert ("h100_sxm", "trtllm", "1.3.0rc20", "gemm") not in elsewhere["h200_sxm"]
+    assert elsewhere["b60"] == set()
 
 
 def test_strict_kernels_have_no_stand_ins():

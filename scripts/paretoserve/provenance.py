@@ -20,6 +20,7 @@ from paretoserve.experiments.experiment import Experiment, Worker
 from paretoserve.hardware import load_system
 from paretoserve.perfdb import manifest
 from paretoserve.perfdb.catalogue import ENGINES
+from paretoserve.perfdb.elsewhere import tables_elsewhere
 
 PACKAGE = Path(paretoserve.__file__).parent
 SETTINGS = (paths.QUANT_MODES, paths.ESTIMATION, paths.BACKENDS, paths.PRECISION)
@@ -80,9 +81,9 @@ def perf_db_digest(workers: Iterable[Worker]) -> str:
     """Digest of the measurements that these workers' estimates can be made from.
 
     These are the tables of each worker's system, of any engine, since one stands in for another,
-    and those of its collectives, the system's specification, the schema of the operators and the
-    list of screened tables. Tables of other systems stand in last, for what nobody measured here:
-    their names count, not their contents.
+    and those of its collectives, those of other systems that can stand in, the system's
+    specification, the schema of the operators and the list of screened tables. The names of all
+    tables count too.
     """
     engines = {(worker.system, worker.backend, worker.version) for worker in workers}
     return _engines_digest(frozenset(engines))
@@ -114,6 +115,7 @@ def _tables_of(engines: Iterable[tuple[str, str, str]]) -> list[manifest.Entry]:
             for key, entry in manifest.load().tables.items()
             if key[0] == system and (key[1] in ENGINES or key[:3] == (system, *collectives))
         ]
+        tables += tables_elsewhere(system)
     return tables
 
 

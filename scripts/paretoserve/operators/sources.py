@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from paretoserve.errors import InputError, UnreadableTable
-from paretoserve.hardware import System, load_system
 from paretoserve.interpolation import SUBSTITUTED, Latency
 from paretoserve.perfdb import manifest, screening
 from paretoserve.perfdb.catalogue import ENGINES
+from paretoserve.perfdb.elsewhere import nearest_systems
 from paretoserve.perfdb.screening import Screen
 from paretoserve.perfdb.tables import PerfTables
 
@@ -217,7 +217,7 @@ class Sourced:
     def _far(self, own: Source, way: Callable, alike: Sequence[Key], others: Sequence[Key]):
         """Sources of other systems, asked one way."""
         tables = own.tables
-        for system in _nearest_systems(tables.name):
+        for system in nearest_systems(tables.name):
             for backend in _engines(tables.backend):
                 for version in _versions(system, backend, self._kind.table):
                     for one in (own.key, *alike, *others):
@@ -266,25 +266,3 @@ def _versions(system: str, backend: str, table: str) -> list[str]:
     except InputError:
         return []
     return [v for v in reversed(known) if (system, backend, v, table) in loaded.tables]
-
-
-def _nearest_systems(name: str) -> list[str]:
-    """Other systems of the same maker, those with the nearest rates first."""
-    own = load_system(name)
-    others = sorted({key[0] for key in manifest.load().tables} - {name})
-
-    def distance(other: str) -> float:
-        return _distance(own, load_system(other))
-
-    return sorted((one for one in others if np.isfinite(distance(one))), key=distance)
-
-
-def _distance(one: System, other: System) -> float:
-    if (one.sm_version is None) != (other.sm_version is None):
-        return np.inf
-    rates = [
-        (one.memory_bandwidth, other.memory_bandwidth),
-        (one.tensor_flops_per_s["float16"], other.tensor_flops_per_s["float16"]),
-    ]
-    generations = abs((one.sm_version or 0) // 10 - (other.sm_version or 0) // 10)
-    return generations + sum(abs(np.log2(mine / its)) for mine, its in rates)

@@ -29,6 +29,17 @@ def find(tables: PerfTables, operator: str, columns: Mapping[str, Any]) -> Scree
 
 
 @cache
+def tables_for(system: str) -> frozenset[tuple[str, str, str, str]]:
+    """Keys (system, backend, version, operator) of what stands in for screened tables here."""
+    return frozenset(
+        (*(entry["stand_in"][name] for name in ("system", "backend", "version")), operator)
+        for (screened, _, _, operator), entries in _entries().items()
+        for entry in entries
+        if screened == system
+    )
+
+
+@cache
 def _entries() -> dict[tuple[str, str, str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     if not paths.SCREENING.is_file():
