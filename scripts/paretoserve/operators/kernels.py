@@ -350,10 +350,7 @@ class SparseAttentions:
                 look_up=lambda op, key, *query: op.context(*key, *query),
                 bound_ms=lambda op, key, *query: op.context_bound_ms(*key, *query),
                 variants=_with_any_projection(partial(_stand_ins, "kv_cache", at=1)),
-                columns=lambda key: (
-                    {"architecture": key[0].architecture}
-                    | {"gemm_dtype": key[0].gemm_dtype, "kv_dtype": key[1]}
-                ),
+                columns=_of_sparse,
             ),
             strict,
         )
@@ -366,10 +363,7 @@ class SparseAttentions:
                 look_up=lambda op, key, *query: op.generation(*key, *query),
                 bound_ms=lambda op, key, *query: op.generation_bound_ms(*key, *query),
                 variants=_with_any_projection(partial(_stand_ins, "kv_cache", at=1)),
-                columns=lambda key: (
-                    {"architecture": key[0].architecture}
-                    | {"gemm_dtype": key[0].gemm_dtype, "kv_dtype": key[1]}
-                ),
+                columns=_of_sparse,
             ),
             strict,
         )
@@ -503,6 +497,12 @@ def _measured_experts(op: Experts, key: Key, tokens: np.ndarray) -> Latency:
         op.tables(dtype, distribution)  # says which precisions there are if it has not this one
         raise InputError(f"no {dtype} experts of this size were measured")
     return _experts(op, key, tokens)
+
+
+def _of_sparse(key: Key) -> dict[str, object]:
+    block, kv_dtype = key
+    columns = {"architecture": block.architecture, "gemm_dtype": block.gemm_dtype}
+    return columns | {"kv_dtype": kv_dtype}
 
 
 def _of_experts(key: Key) -> dict[str, object]:

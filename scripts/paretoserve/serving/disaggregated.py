@@ -102,6 +102,33 @@ def serve(
     return Served(supply, demand, rate, utilisation, wait, ttft)
 
 
+def _serve_all(
+    shapes: Shapes,
+    prefill_ms: np.ndarray,
+    prefill_seq_per_s: np.ndarray,
+    prefill_ranks: np.ndarray,
+    transfer_ms: np.ndarray,
+    decode_seq_per_s: np.ndarray,
+    prefill_scale: float,
+    decode_scale: float,
+) -> Served:
+    """Every prefill candidate with every shape and decode candidate, (P, S, D).
+
+    The arguments are those of `match`.
+    """
+    return serve(
+        shapes.x[None, :, None],
+        shapes.y[None, :, None],
+        prefill_ms[:, None, None],
+        prefill_seq_per_s[:, None, None],
+        prefill_ranks[:, None, None],
+        transfer_ms[:, :, None],
+        decode_seq_per_s[None, None, :],
+        prefill_scale,
+        decode_scale,
+    )
+
+
 @dataclass(frozen=True)
 class Matched:
     """The best replica for each decode worker candidate, (D,); `pair` is -1 where there is none."""
@@ -165,14 +192,13 @@ def _match(
     ttft_limit_ms: float,
     prefer: str,
 ) -> Matched:
-    served = serve(
-        shapes.x[None, :, None],
-        shapes.y[None, :, None],
-        prefill_ms[:, None, None],
-        prefill_seq_per_s[:, None, None],
-        prefill_ranks[:, None, None],
-        transfer_ms[:, :, None],
-        decode_seq_per_s[None, None, :],
+    served = _serve_all(
+        shapes,
+        prefill_ms,
+        prefill_seq_per_s,
+        prefill_ranks,
+        transfer_ms,
+        decode_seq_per_s,
         prefill_scale,
         decode_scale,
     )
@@ -215,14 +241,13 @@ def best_rates(
     best = np.zeros(len(shapes.x))
     most = max(LARGEST_ARRAY // max(transfer_ms.size, 1), 1)
     for start in range(0, len(decode_seq_per_s), most):
-        served = serve(
-            shapes.x[None, :, None],
-            shapes.y[None, :, None],
-            prefill_ms[:, None, None],
-            prefill_seq_per_s[:, None, None],
-            prefill_ranks[:, None, None],
-            transfer_ms[:, :, None],
-            decode_seq_per_s[None, None, start : start + most],
+        served = _serve_all(
+            shapes,
+            prefill_ms,
+            prefill_seq_per_s,
+            prefill_ranks,
+            transfer_ms,
+            decode_seq_per_s[start : start + most],
             prefill_scale,
             decode_scale,
         )

@@ -65,6 +65,18 @@ function say(text) {
   document.getElementById("status").textContent = text;
 }
 
+// Below a list: how many of its rows are shown, and a button for more; nothing if all are.
+function tellMore(place, count, all, label, onclick) {
+  place.replaceChildren(
+    ...(all > count
+      ? [
+          `${count} of ${all} rows. `,
+          make("button", { class: "plain", type: "button", onclick }, label),
+        ]
+      : []),
+  );
+}
+
 // A table of some rows and columns of the data; `links` maps a column to a maker of its cell.
 function drawTable(
   table,
@@ -72,7 +84,12 @@ function drawTable(
   { rows = table.all(), caption, makers = {}, expand = null, page = PAGE } = {},
 ) {
   const shown = names.filter((name) => table.has(name));
-  const number = (name) => table.rows > 0 && table.column(name).some((v) => typeof v === "number");
+  const numbers = new Set(
+    shown.filter(
+      (name) => table.rows > 0 && table.column(name).some((v) => typeof v === "number"),
+    ),
+  );
+  const number = (name) => numbers.has(name);
   const body = make("tbody");
   const more = make("p");
   let order = rows.slice();
@@ -102,25 +119,10 @@ function drawTable(
       }),
     );
     const left = order.length - count;
-    more.replaceChildren(
-      ...(left > 0
-        ? [
-            `${count} of ${order.length} rows. `,
-            make(
-              "button",
-              {
-                class: "plain",
-                type: "button",
-                onclick: () => {
-                  count += 10 * page;
-                  draw();
-                },
-              },
-              `Show ${Math.min(left, 10 * page)} more`,
-            ),
-          ]
-        : []),
-    );
+    tellMore(more, count, order.length, `Show ${Math.min(left, 10 * page)} more`, () => {
+      count += 10 * page;
+      draw();
+    });
   };
   const heads = shown.map((name) =>
     make(
@@ -209,25 +211,10 @@ function drawMatrix(label, headTitles, rows, columnHeads, cell, page = PAGE) {
         ),
       ),
     );
-    more.replaceChildren(
-      ...(rows.length > count
-        ? [
-            `${count} of ${rows.length} rows. `,
-            make(
-              "button",
-              {
-                class: "plain",
-                type: "button",
-                onclick: () => {
-                  count += 10 * page;
-                  draw();
-                },
-              },
-              "Show more",
-            ),
-          ]
-        : []),
-    );
+    tellMore(more, count, rows.length, "Show more", () => {
+      count += 10 * page;
+      draw();
+    });
   };
   draw();
   const numeric = (k) => rows.length > 0 && typeof rows[0].heads[k] === "number";
