@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,29 @@ def test_commands_of_the_documents_are_understood():
         if "-h" not in words:
             _, unknown = cli._parser().parse_known_args(cli._guide_spelling(words))
             assert unknown == [], f"{page.name}: {command}"
+
+
+@pytest.mark.slow
+def test_readme_quotes_the_accuracy_that_the_benchmark_prints():
+    done = subprocess.run(
+        [sys.executable, "-m", "paretoserve.bench", "--only", "accuracy"],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = (
+        "gemm, one m of a curve",
+        "gemm, a whole (n, k)",
+        "context attention, isl",
+        "generation attention, position",
+    )
+    found = [re.search(rf"\| {re.escape(row)} *\| *\d+ \| *([\d.]+) ", done.stdout) for row in rows]
+    readme = " ".join((paths.ROOT / "README.md").read_text().split())
+    quoted = re.search(
+        r"error of a GEMM is ([\d.]+) % at a token count left out and ([\d.]+) % for a whole shape "
+        r"left out; of prefill attention along isl ([\d.]+) %, of decode attention along position "
+        r"([\d.]+) %",
+        readme,
+    )
+    assert [row[1] for row in found] == list(quoted.groups())

@@ -31,7 +31,7 @@ def _accuracy(kernels: Kernels) -> str:
 
 
 def _held_out(kernels: Kernels) -> Iterator[tuple[str, Errors]]:
-    gemm = [kernels.gemm.table(dtype) for dtype in ("float16", "fp8", "fp8_block")]
+    gemm = [kernels.gemm.own.table(dtype) for dtype in ("float16", "fp8", "fp8_block")]
     yield "gemm, one m of a curve", [table.held_out_points() for table in gemm]
     yield "gemm, a whole (n, k)", [table.held_out_sites() for table in gemm]
     context = _grids(kernels, "context_attention", ("attn_dtype", "kv_dtype", "head_dim", "window"))
@@ -62,5 +62,5 @@ def _grids(kernels: Kernels, operator: str, keys: tuple[str, ...]) -> list[GridT
     rows = kernels.tables.rows(operator)
     kv = np.where(rows["heads"] == rows["kv_heads"], 0, rows["kv_heads"])
     slices = sorted(set(zip(*(rows[key].tolist() for key in keys), kv.tolist(), strict=True)))
-    grid: Callable[..., GridTable] = getattr(kernels, operator).grid
+    grid: Callable[..., GridTable] = getattr(kernels, operator).own.grid
     return [grid(*key) for key in slices]
