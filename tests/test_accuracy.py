@@ -16,7 +16,14 @@ import yaml
 
 from paretoserve import cli, paths
 from paretoserve.accuracy import report
-from paretoserve.accuracy.calibrating import CAUCHY, OTHER_SPREAD, UNITS, Linear, fitted
+from paretoserve.accuracy.calibrating import (
+    CAUCHY,
+    OTHER_SPREAD,
+    UNITS,
+    Linear,
+    fitted,
+    fitted_names,
+)
 from paretoserve.accuracy.measurements import read_measurements
 from paretoserve.accuracy.predicting import Prediction, Predictor
 from paretoserve.accuracy.scoring import (
@@ -25,6 +32,7 @@ from paretoserve.accuracy.scoring import (
     errors,
     interval_coverage,
 )
+from paretoserve.accuracy.unrecorded import decode_workers, poll_steps, slots
 from paretoserve.accuracy.validating import SCHEMES, held_out
 from paretoserve.calibration import Assumed, EngineTimes, calibration
 from paretoserve.errors import InputError
@@ -154,6 +162,32 @@ WIDE = {"tp": 8, "moe_ep": 8}
             ((4, 1, 1, 4, 1), None),
             ((1, 1, 32, 1, 32), None),
         ),
+        # Two servers: tensor parallel attention in decode; SGLang's prefill on one has it, too.
+        (
+            disagg({"tp": 16, "moe_ep": 16}, {"tp": 16, "moe_ep": 16}, concurrency=1024),
+            ((1, 1, 16, 1, 16), None),
+            ((16, 1, 1, 1, 16), None),
+        ),
+        (
+            disagg(WIDE, WIDE, concurrency=1024, backend="sglang"),
+            ((8, 1, 1, 1, 8), None),
+            ((1, 1, 8, 1, 8), None),
+        ),
+        # The GPUs of both pools, on a rack of trays of 4: 32 + 4 x 4, 16 + 8 x 4.
+        (
+            disagg({"tp": 48, "moe_ep": 48}, {"tp": 48, "moe_ep": 48}, system="gb200"),
+            ((1, 1, 4, 1, 4), 4),
+            ((1, 1, 32, 1, 32), 1),
+        ),
+        (
+            disagg(
+                {"tp": 48, "moe_ep": 48},
+                {"tp": 48, "moe_ep": 48},
+                **{"system": "gb200", "isl": 8192, "concurrency": 2150},
+            ),
+            ((1, 1, 4, 1, 4), 8),
+            ((1, 1, 16, 1, 16), 1),
+        ),
         # 671 GB do not fit the 141 GB of one GPU, so no size is told.
         (disagg(), ((8, 1, 1, 8, 1), None), ((8, 1, 1, 8, 1), None)),
         (disagg(concurrency=1024), ((8, 1, 1, 8, 1), None), ((1, 1, 32, 1, 32), None)),
@@ -174,6 +208,82 @@ def test_dp_of_a_dense_disagg_model_is_workers(tmp_path):
     run = one(tmp_path, **LLAMA | told)
     assert (run.pools["prefill"].layout, run.pools["prefill"].workers) == ((2, 1, 1, 1, 1), 6)
     assert run.gpus == 6 * 2 + 4
+
+
+def test_rows_of_all_gpus_are_runs_that_others_tell_by_pool():
+    """The same deployment was recorded twice, to the millisecond; decode of 32 or 16 GPUs."""
+    runs, _ = read_measurements(paths.MEASUREMENTS, ATTENTION_DP_FROM)
+    racks = [run for run in runs if run.system == "gb200" and run.backend == "trtllm"]
+
+    def load(run):
+        return run.isl, run.osl, run.concurrency, run.precision
+
+    alike = 0
+    for run in racks:
+        for other in racks:
+            near = load(other) == load(run) and abs(other.tpot_ms / run.tpot_ms - 1) < 0.02
+            if near and run.id.startswith("2026") and run.counted and not other.counted:
+                assert other.pools["decode"].layout == run.pools["decode"].layout
+                alike += 1
+    assert alike >= 8
+
+
+def implied_slots(run):
+    """Of a closed loop whose clients wait for a slot: C slots / (ttft / answer + 1), about."""
+    answer_ms = run.tpot_ms * 0.9 * run.osl
+    return run.concurrency / (1 + 0.8 * run.ttft_ms / answer_ms)
+
+
+def test_recipes_for_wide_decode_have_a_power_of_two_of_slots():
+    """By measured figures alone: where clients are a tenth more, that tenth waits."""
+    runs, _ = read_measurements(paths.MEASUREMENTS, ATTENTION_DP_FROM)
+    numbers, off = calibration(), []
+    for run in runs:
+        if run.backend == "trtllm" and run.mode == "disagg" and run.concurrency < 1500:
+            ranks = run.pools["decode"].layout[2]
+            found = slots(run, 1, numbers) * ranks
+            if ranks == 32 and 1.05 * found < run.concurrency:
+                assert found & (found - 1) == 0
+                off.append(implied_slots(run) / found)
+    assert len(off) > 30
+    assert np.median(off) == pytest.approx(1, abs=0.05)
+    assert np.percentile(np.abs(np.log(off)), 80) < 0.1
+
+
+def test_what_flattened_runs_do_not_tell(tmp_path):
+    """Decode workers, slots of a rank and looks for requests, by hand."""
+    numbers = calibration()
+
+    def flattened(clients, decode, **changes):
+        return one(tmp_path, **disagg({"tp": 8}, decode, concurrency=clients, **changes))
+
+    def workers(clients, **changes):
+        return decode_workers(flattened(clients, WIDE, **changes), numbers.assumed)
+
+    assert [workers(clients) for clients in (12, 9, 10, 7)] == [4, 3, 5, 4]
+    assert workers(9, backend="sglang") == 4
+    assert [workers(1024, backend=name) for name in ("trtllm", "sglang")] == [1, 2]
+    # 333 clients on 32 ranks: 8 slots each, for 256; 1,184 are a multiple of 32; 60 on 4: 15.
+    rack = {"decode": {"tp": 32, "moe_ep": 32}, "system": "gb200"}
+    assert slots(flattened(333, **rack), 1, numbers) == 8
+    assert slots(flattened(1184, **rack), 1, numbers) == 37
+    assert slots(flattened(60, WIDE), 4, numbers) == 15
+    assert slots(flattened(180, WIDE), 4, numbers) == 32
+    assert slots(flattened(180, WIDE, backend="sglang"), 4, numbers) == 45
+    looks = {
+        (system, clients): poll_steps(
+            one(tmp_path, backend="sglang", system=system, concurrency=clients), numbers
+        )
+        for system in ("h200_sxm", "b200_sxm")
+        for clients in (8, 16)
+    }
+    assert looks == {
+        ("h200_sxm", 8): 10,
+        ("h200_sxm", 16): 10,
+        ("b200_sxm", 8): 10,
+        ("b200_sxm", 16): 30,
+    }
+    assert poll_steps(one(tmp_path, backend="sglang", isl=2000), numbers) == 1
 
 
 @pytest.mark.parametrize(
@@ -442,14 +552,14 @@ def test_fit_finds_the_calibration_that_made_the_runs(tmp_path):
         return [predictor.simulate(made, one) for one in numbers]
 
     lines = []
-    found, linear = fitted("vllm", start, made, predict, lines.append)
+    found = fitted("vllm", start, made, predict, lines.append)
     for name, value in (("vllm.decode_step_ms", 4.5), ("vllm.request_ms", 32.0)):
         before, after = (abs(np.log(one.value(name) / value)) for one in (start, found))
         assert after < 0.5 * before
     costs = [float(line.rpartition(" ")[2]) for line in lines]
     assert costs[0] > costs[1] >= costs[2]
     # No other backend's numbers, and none of disagg, which no run was.
-    untouched = [n for n in found.names() if n not in linear.names]
+    untouched = [n for n in found.names() if n not in fitted_names("vllm", made)]
     assert {"vllm.hand_over_ms", "sglang.request_ms", "assumed.accept_rate"} <= set(untouched)
     assert all(found.value(name) == start.value(name) for name in untouched)
 

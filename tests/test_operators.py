@@ -7,7 +7,12 @@ import pytest
 from paretoserve import paths
 from paretoserve.errors import InputError
 from paretoserve.hardware import load_system
-from paretoserve.interpolation import EXTRAPOLATED, MEASURED, SPEED_OF_LIGHT
+from paretoserve.interpolation import (
+    EXTRAPOLATED,
+    MEASURED,
+    SPEED_OF_LIGHT,
+    Latency,
+)
 from paretoserve.operators.collectives import hand_over_ms
 from paretoserve.operators.elementwise import memory_ms
 from paretoserve.operators.kernels import Kernels
@@ -45,6 +50,28 @@ def test_gemm_returns_measured_points(engine):
         of = {name: column[rows["dtype"] == dtype] for name, column in rows.items()}
         found = kernels.gemm.latency(dtype, of["m"], of["n"], of["k"])
         assert is_measured(found, of["latency_ms"])
+
+
+def test_a_gemm_far_above_both_its_neighbours_is_no_measurement():
+    """Such points of one table by hand; all others of their curves are returned as they are."""
+    table = pq.read_table(paths.table_file("b200_sxm", "vllm", "0.24.0", "gemm"))
+    raw = {name: np.array(table[name].to_pylist()) for name in table.column_names}
+    kernels = Kernels(PerfTables("b200_sxm", "vllm", "0.24.0"))
+    spikes = 0
+    for n, k in ((1024, 10240), (512, 12288), (768, 51200)):
+        mine = (raw["dtype"] == "fp8") & (raw["n"] == n) & (raw["k"] == k)
+        m = np.unique(raw["m"][mine])
+        ms = np.array([raw["latency_ms"][mine & (raw["m"] == rows)].min() for rows in m])
+        above = [
+            ms[i] > 1.35 * max(ms[max(i - 1, 0)] if i else 0, ms[i + 1]) for i in range(len(m) - 1)
+        ]
+        above = np.array([*above, False])
+        spikes += above.sum()
+        found = kernels.gemm.latency("fp8", m, np.full(len(m), n), np.full(len(m), k))
+        assert (found.provenance[above] != MEASURED).all()
+        assert (found.ms[above] < ms[above]).all()
+        assert is_measured(Latency(found.ms[~above], found.provenance[~above]), ms[~above])
+    assert spikes > 5
 
 
 def test_attention_returns_measured_points(engine):

@@ -202,6 +202,9 @@ KNOWN = [  # host time or odd kernels that are seen by eye
     ("gb300", "trtllm", "moe", {"dtype": "nvfp4", "hidden": 7168, "experts": 256, "moe_tp": 8}),
     ("h200_sxm", "vllm", "moe", {"dtype": "fp8", "hidden": 4096, "experts": 128, "moe_tp": 8}),
     ("gb200", "vllm", "mla_generation_module", {"gemm_dtype": "float16", "kv_dtype": "fp8"}),
+    # A third of what other engines reach at long prompts, on the same GPU.
+    ("h200_sxm", "sglang", "context_mla", {"attn_dtype": "float16", "kv_dtype": "float16"}),
+    ("h100_sxm", "sglang", "generation_mla", {"kv_dtype": "fp8"}),
 ]
 BELIEVED = [
     ("b200_sxm", "sglang", "gemm", {"dtype": "fp8_block"}),
@@ -209,6 +212,7 @@ BELIEVED = [
     ("b200_sxm", "sglang", "moe", {"dtype": "nvfp4", "hidden": 7168, "experts": 256}),
     ("h200_sxm", "trtllm", "custom_allreduce", {"num_gpus": 8}),
     ("h200_sxm", "trtllm", "generation_mla", {"kv_dtype": "fp8"}),
+    ("b200_sxm", "sglang", "context_mla", {"attn_dtype": "float16", "kv_dtype": "float16"}),
 ]
 
 
@@ -257,7 +261,10 @@ def test_a_screened_table_is_replaced_where_its_stand_in_is_faster():
     few = m <= 64
     assert few.sum() > 10
     assert (found.provenance[few] == SUBSTITUTED).all()
-    np.testing.assert_allclose(found.ms[few], np.array(fastest)[few], rtol=1e-6)
+    same = np.isclose(found.ms[few], np.array(fastest)[few], rtol=1e-6)
+    # One of SGLang's points is 1.4 times both of its neighbours, and no measurement.
+    assert same.sum() == few.sum() - 1
+    assert (found.ms[few] <= np.array(fastest)[few] * (1 + 1e-6)).all()
     assert found.ms[few].max() < 0.02 < 0.15 < own["latency_ms"].min()
     (*_, note) = found.notes
     assert note.startswith("b200_sxm vllm 0.24.0 GEMM (fp8_block) is screened (constant overhead)")

@@ -67,6 +67,17 @@ class Assumed:
     tp_decode_workers (workers) : decode workers of a flattened run with tensor parallel attention
     dp_decode_workers (workers) : the same with attention data parallelism
     prefill_utilisation (share) : of the prefill pool that such a run was given
+    server_prefill_workers (workers) : prefill workers of a flattened run of SGLang on servers that
+        are no NVLink rack, whatever its load
+    server_decode_workers (workers) : its decode workers with attention data parallelism, or where
+        prompts are longer than answers
+    slots_from (clients/worker) : from here on decode workers of TensorRT-LLM with tensor parallel
+        attention have a power of two of slots, as those with attention data parallelism always do
+    clients_per_slot (ratio) : up to so many, clients beyond the slots wait for one; where they
+        would be more, all have one
+    poll_steps (steps) : from one look for new requests to the next, of SGLang in dashboards' runs
+    poll_steps_many (steps) : the same on GPUs from Blackwell on, from `poll_many_from` clients on
+    poll_many_from (clients) : see there
     """
 
     attention_dp_from: float
@@ -79,6 +90,13 @@ class Assumed:
     tp_decode_workers: float
     dp_decode_workers: float
     prefill_utilisation: float
+    server_prefill_workers: float
+    server_decode_workers: float
+    slots_from: float
+    clients_per_slot: float
+    poll_steps: float
+    poll_steps_many: float
+    poll_many_from: float
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ class Interpolation:
     """See config/estimation.yaml for the source of each number."""
 
     gemm_tile_m: int
+    gemm_spike: float
     gemm_neighbours: int
     gemm_k_weight: float
     gemm_own_gain: float

@@ -1,11 +1,11 @@
 """Fit the times of config/calibration.yaml to measured runs.
 
-Minimises over all runs the robust size (Cauchy) of log(predicted / measured) of tpot and ttft, each
-in units of what a good prediction misses (`UNITS`): runs are contaminated in part. One number after
-the other is moved up and down by a step while that helps, then by a smaller one: a simulation has
-steps, so slopes mislead far from the optimum. There, slopes say how the numbers would change
-without some of the runs (`Linear`), as held-out predictions need: differences of simulations that
-draw the same lengths, weighted as the fit weights them.
+Minimises over a sample of the runs the robust size (Cauchy) of log(predicted / measured) of tpot
+and ttft, each in units of what a good prediction misses (`UNITS`): runs are contaminated in part.
+One number after the other is moved up and down by a step while that helps, then by a smaller one: a
+simulation has steps, so slopes mislead far from the optimum. There, slopes of all runs say how the
+numbers would change without some of them (`Linear`), as held-out predictions need: differences of
+simulations that draw the same lengths, weighted as the fit weights them.
 
 A backend's times depend on its runs alone, so each is fitted by itself.
 """
@@ -22,6 +22,7 @@ from paretoserve.calibration import Calibration
 # What a good prediction misses, in logarithms: tpot, ttft.
 UNITS = np.array([0.08, 0.2])
 STEPS = (0.4, 0.15)  # of a number's logarithm
+LEAST_GAIN = 1e-3  # of the cost: less is the noise of a sample
 OF_DISAGG = ("hand_over_ms", "transfer_gb_per_s")
 CAUCHY = 2.0  # residuals beyond so many units count less and less: runs are contaminated in part
 STEP = 0.12  # of a number's logarithm, for derivatives: above the grain of whole steps
@@ -30,9 +31,9 @@ SPREAD = {
     "decode_kernel_scale": 0.1,
     "prefill_kernel_scale": 0.2,
     "dp_prefill_scale": 0.3,
-    "hand_over_ms": 0.4,
+    "hand_over_ms": 0.2,
 }
-OTHER_SPREAD = 1.0
+OTHER_SPREAD = 0.3
 FITTED = (
     "decode_kernel_scale",
     "prefill_kernel_scale",
@@ -106,11 +107,9 @@ def fitted(
     runs: Sequence[Measurement],
     predict: Predict,
     report: Callable[[str], None] = lambda line: None,
-) -> tuple[Calibration, Linear]:
-    """The calibration with this backend's times fitted to its runs, linearised where it ends."""
-    names = [f"{backend}.{field}" for field in FITTED]
-    if all(run.mode == "agg" for run in runs):
-        names = [name for name in names if name.split(".")[1] not in OF_DISAGG]
+) -> Calibration:
+    """The calibration with this backend's times fitted to its runs."""
+    names = fitted_names(backend, runs)
     now, least = start, _cost(_residuals(runs, predict([start])[0]))
     report(f"{backend}: {len(runs)} runs, cost {least:.3f}")
     for step in STEPS:
@@ -121,10 +120,18 @@ def fitted(
             ]
             costs = [_cost(_residuals(runs, found)) for found in predict(tried)]
             best = int(np.argmin(costs))
-            if costs[best] < least:
+            if costs[best] < least - LEAST_GAIN:
                 now, least = tried[best], costs[best]
         report(f"{backend}: step {step}, cost {least:.3f}")
-    return now, linearised(names, start, now, runs, predict)
+    return now
+
+
+def fitted_names(backend: str, runs: Sequence[Measurement]) -> list[str]:
+    """Dotted names of the numbers that these runs of a backend tell something about."""
+    fields = FITTED
+    if all(run.mode == "agg" for run in runs):
+        fields = [field for field in FITTED if field not in OF_DISAGG]
+    return [f"{backend}.{field}" for field in fields]
 
 
 def _cost(residual: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,15 @@ import yaml
 
 from paretoserve import paths
 from paretoserve.accuracy import report, running
-from paretoserve.accuracy.calibrating import fitted
-from paretoserve.accuracy.measurements import BACKENDS, Measurement, read_measurements
+from paretoserve.accuracy.calibrating import fitted, fitted_names, linearised
+from paretoserve.accuracy.measurements import BACKENDS, read_measurements
 from paretoserve.accuracy.predicting import Predictor
 from paretoserve.accuracy.validating import held_out
 from paretoserve.calibration import calibration
 from paretoserve.errors import InputError
 from paretoserve.uncertainty import residuals_of
 
-SAMPLE = 260  # runs of a backend that its times are fitted to: more change them by less than noise
+SAMPLE = 600  # runs of a backend that its times are searched with: more take longer
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,22 @@ def fit(file: Path, cores: int, note: Callable[[str], None]) -> Fit:
         raise InputError(f"{file}: holds no run that can be predicted")
     predictor, fits = Predictor(), {}
     for backend in BACKENDS:
-        sample = _sample([run for run in runs if run.backend == backend])
-        if not sample:
+        # Near-duplicates are often one run under two names.
+        different = {(run.ttft_ms, run.tpot_ms): run for run in runs if run.backend == backend}
+        mine = list(different.values())
+        if not mine:
             note(f"{backend}: no runs, its times stay")
             continue
+        drawn = np.sort(np.random.default_rng(0).permutation(len(mine))[:SAMPLE])
+        sample, start = [mine[i] for i in drawn], now
 
-        def predict(numbers, sample=sample):
-            return running.predict([(one, sample) for one in numbers], cores, predictor)
+        def predict(numbers, some):
+            return running.predict([(one, some) for one in numbers], cores, predictor)
 
-        now, linear = fitted(backend, now, sample, predict, note)
-        fits[backend] = (sample, linear)
+        now = fitted(backend, start, sample, partial(predict, some=sample), note)
+        names = fitted_names(backend, mine)
+        fits[backend] = mine, linearised(names, start, now, mine, partial(predict, some=mine))
+        note(f"{backend}: slopes of {len(mine)} runs")
     table = held_out(runs, fits, now, lambda asked: running.predict(asked, cores, predictor))
     known = residuals_of(table)
     texts = [
@@ -61,13 +68,6 @@ def fit(file: Path, cores: int, note: Callable[[str], None]) -> Fit:
     comments = _comments()
     content = yaml.safe_dump(now.plain(), sort_keys=False)
     return Fit(comments + content, table, "\n".join([*told, *texts]))
-
-
-def _sample(runs: list[Measurement]) -> list[Measurement]:
-    """Different runs, so many of them drawn that a fit takes minutes; the same ones every time."""
-    different = list({(run.ttft_ms, run.tpot_ms): run for run in runs}.values())
-    drawn = np.random.default_rng(0).permutation(len(different))[:SAMPLE]
-    return [different[i] for i in sorted(drawn)]
 
 
 def _comments() -> str:

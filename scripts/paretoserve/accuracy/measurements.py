@@ -14,9 +14,12 @@ agg, a rack        more GPUs than heads can be split over: disagg after all, pre
                    GPUs beside decode over 32 (long prompts) or two thirds of the rack
 disagg, counted    workers are given: as they stand, experts over all GPUs of the worker
 disagg, flattened  workers are not given: tp is G, and moe_ep > 1 (or G beyond a node of 8) says
-                   expert parallel. Prefill workers then run an attention rank on every GPU; decode
-                   workers too where a node is not enough or the load is one that tensor parallel
-                   attention is not used for (`attention_dp_from`), else tensor parallel attention
+                   expert parallel. Attention is tensor parallel in decode workers of a node for few
+                   clients (`attention_dp_from`) and of two nodes without a rack, and in SGLang's
+                   prefill workers of a node without one; elsewhere every GPU has a rank
+disagg, a rack     flattened, with one size beyond 8 for both: the GPUs of both. Decode over the
+                   largest power of two below, over half of that for long prompts and 1024 clients
+                   or more; prefill workers of a tray each over the rest
 disagg, no sizes   one GPU that cannot hold the model: tensor parallel over a node; decode for many
                    clients is wide, an attention rank on each of 32 GPUs
 heads that tp does not divide: an attention rank on every GPU
@@ -28,7 +31,7 @@ the loop went over several replicas, of which one is taken.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from paretoserve.errors import InputError, did_you_mean
-from paretoserve.hardware import canonical_name, load_system
+from paretoserve.hardware import System, canonical_name, load_system
 from paretoserve.models.catalog import find_model
 from paretoserve.models.dimensions import GQA, MLA, Model, param_count
 
@@ -52,12 +55,13 @@ OF_ROLES = tuple(
 COLUMNS = (*TEXTS, *LOAD, *MEASURED, "batch_size", *SIZES, *OF_ROLES)
 REQUIRED = ("backend", "model_path", "system", "mode", "isl", "osl", *MEASURED)
 BACKENDS = ("trtllm", "sglang", "vllm")
-# Loads of the public dashboards, whose lengths vary. Other runs have every length at its nominal,
-# but clients drift apart; those of SGLang with loads in powers of two stay in step.
+# Loads of the public dashboards, whose lengths vary. Other runs have prompts of their nominal
+# length, but answers end apart; those of SGLang with loads in powers of two stay in step.
 DASHBOARD_LOADS = {(1024, 1024), (1024, 8192), (8192, 1024)}
-VARYING, DRIFTING, FIXED = (0.8, 1.0), (0.98, 1.0), (1.0, 1.0)
+VARYING, DRIFTING, FIXED = (0.8, 1.0), (0.9, 1.1), (1.0, 1.0)
 # Where not even the sizes are told: a node, or decode over so many GPUs for so many clients.
 WIDE_GPUS, WIDE_FROM = 32, 512
+MANY_CLIENTS = 1024
 LARGEST_TP = 32  # of a tensor parallel worker
 NODE_GPUS = 8  # of the servers that flattened rows without an NVLink rack come from
 
@@ -97,17 +101,38 @@ class Measurement:
     pools: Mapping[str, Pool] = field(hash=False)
 
     @property
-    def length_range(self) -> tuple[float, float]:
-        """Between which shares of the nominal ones its lengths lie."""
-        if (self.isl, self.osl) in DASHBOARD_LOADS:
+    def isl_range(self) -> tuple[float, float]:
+        """Between which shares of the nominal length its prompts lie."""
+        return VARYING if self.of_dashboard else FIXED
+
+    @property
+    def osl_range(self) -> tuple[float, float]:
+        """The same of its answers."""
+        if self.of_dashboard:
             return VARYING
         in_step = self.backend == "sglang" and not self.isl & (self.isl - 1)
         return FIXED if in_step else DRIFTING
 
     @property
+    def longest(self) -> int:
+        """Tokens of its longest request."""
+        return ceil(self.isl * self.isl_range[1]) + ceil(self.osl * self.osl_range[1])
+
+    @property
     def counted(self) -> bool:
         """Whether the workers of all pools are told."""
         return all(pool.workers for pool in self.pools.values())
+
+    @property
+    def of_dashboard(self) -> bool:
+        """Whether its load is one of the public dashboards'."""
+        return (self.isl, self.osl) in DASHBOARD_LOADS
+
+    @property
+    def on_servers(self) -> bool:
+        """Whether it is a disagg run of SGLang on servers without an NVLink rack."""
+        rack = load_system(self.system).gpus_per_rack
+        return self.mode == "disagg" and self.backend == "sglang" and not rack
 
     @property
     def gpus(self) -> int:
@@ -279,13 +304,16 @@ def _rack(row: Mapping[str, Any], gpus: int) -> dict[str, Pool]:
 
 
 def _disagg(row: Mapping[str, Any], model: Model, attention_dp_from: float) -> dict[str, Pool]:
+    system = load_system(row["system"])
+    if whole := _all_gpus(row, model, system):
+        return whole
     pools = {}
     for role in ROLES:
         tp, pp, dp, moe_tp, moe_ep = _sizes(row, f"{role}_")
         gpus, workers = tp * dp, row.get(f"{role}_num_workers")
-        if not workers and gpus == 1 and _too_large_for_one(model, row["system"]):
+        if not workers and gpus == 1 and _too_large_for_one(model, system):
             wide = role == "decode" and _clients(row) >= WIDE_FROM
-            gpus = WIDE_GPUS if wide else load_system(row["system"]).gpus_per_node
+            gpus = WIDE_GPUS if wide else system.gpus_per_node
         if not model.is_moe:
             layout = (tp, pp, 1, 1, 1)
             workers = (workers or 1) * dp
@@ -295,7 +323,7 @@ def _disagg(row: Mapping[str, Any], model: Model, attention_dp_from: float) -> d
             layout = (tp, pp, dp, moe_tp, moe_ep)
         elif moe_ep == 1 and gpus <= NODE_GPUS:
             layout = (gpus, pp, 1, gpus, 1)
-        elif role == "decode" and gpus <= NODE_GPUS and _clients(row) < attention_dp_from:
+        elif _attention_tp(role, gpus, row, system, attention_dp_from):
             layout = (gpus, pp, 1, 1, gpus)
         else:
             layout = (1, pp, gpus, 1, gpus)
@@ -303,9 +331,40 @@ def _disagg(row: Mapping[str, Any], model: Model, attention_dp_from: float) -> d
     return pools
 
 
-def _too_large_for_one(model: Model, system: str) -> bool:
+def _attention_tp(
+    role: str, gpus: int, row: Mapping[str, Any], system: System, attention_dp_from: float
+) -> bool:
+    """Whether the attention of a flattened run's expert parallel worker is tensor parallel."""
+    if role == "prefill":
+        on_server = gpus <= NODE_GPUS and not system.gpus_per_rack
+        return on_server and row["backend"] == "sglang"
+    if gpus <= NODE_GPUS:
+        return _clients(row) < attention_dp_from
+    return gpus <= 2 * NODE_GPUS and not system.gpus_per_rack
+
+
+def _all_gpus(row: Mapping[str, Any], model: Model, system: System) -> dict[str, Pool]:
+    """Pools of a run on a rack that tells the GPUs of both together as the size of each, if so.
+
+    Decode is a worker of the largest power of two below, of half that where many clients send long
+    prompts; prefill the rest, a tray each.
+    """
+    told = [_sizes(row, f"{role}_") for role in ROLES]
+    gpus, tray = told[0][0] * told[0][2], system.gpus_per_node
+    counted = any(row.get(f"{role}_num_workers") for role in ROLES)
+    on_rack = model.is_moe and system.gpus_per_rack and gpus > NODE_GPUS
+    if counted or not on_rack or told[0] != told[1]:
+        return {}
+    decode = 2 ** ((gpus - 1).bit_length() - 1)
+    if row["isl"] > row["osl"] and _clients(row) >= MANY_CLIENTS:
+        decode //= 2
+    wide = tuple((1, 1, size, 1, size) for size in (tray, decode))
+    return {"prefill": Pool(wide[0], max((gpus - decode) // tray, 1)), "decode": Pool(wide[1])}
+
+
+def _too_large_for_one(model: Model, system: System) -> bool:
     """Whether even 4-bit weights exceed one GPU: the sizes are not told."""
-    return param_count(model) / 2 > load_system(system).memory_bytes
+    return param_count(model) / 2 > system.memory_bytes
 
 
 def _clients(row: Mapping[str, Any]) -> float:

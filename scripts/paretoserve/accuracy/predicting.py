@@ -12,6 +12,13 @@ from math import ceil
 import numpy as np
 
 from paretoserve.accuracy.measurements import Measurement
+from paretoserve.accuracy.unrecorded import (
+    decode_workers,
+    drafts,
+    poll_steps,
+    prefill_workers,
+    slots,
+)
 from paretoserve.calibration import Calibration, EngineTimes
 from paretoserve.errors import InputError
 from paretoserve.hardware import load_system
@@ -93,7 +100,7 @@ class Predictor:
                     max(limit.token_budget, run.isl) + limit.max_batch * (worker.nextn + 1),
                     limit.max_batch,
                     run.isl,
-                    run.isl + run.osl,
+                    run.longest,
                 )
                 most[:] = map(max, most, needs)
         for worker, needed in reach.items():
@@ -128,8 +135,8 @@ class Predictor:
                 run.isl,
                 run.osl,
                 requests=waves * run.concurrency,
-                isl_range=run.length_range,
-                osl_range=run.length_range,
+                isl_range=run.isl_range,
+                osl_range=run.osl_range,
             )
             found = simulate(load, system)
         except InputError as error:
@@ -156,6 +163,7 @@ class Predictor:
             self._engine(run, "prefill", calibration, slower),
             self._engine(run, "decode", calibration, times),
         )
+        decode = replace(decode, max_batch=slots(run, y, calibration))
         worker = worker_of(run, "prefill", 0)
         cached = request_cache_bytes(
             find_model(worker.model), worker.precision, _layout(worker.layout), np.array([run.isl])
@@ -179,8 +187,8 @@ class Predictor:
         prefill, decode = run.pools["prefill"], run.pools["decode"]
         assumed, times = calibration.assumed, calibration.engines[run.backend]
         y = decode.workers or self._decode_workers(run, calibration)
-        if prefill.workers:
-            return prefill.workers, y
+        if x := prefill.workers or prefill_workers(run, assumed):
+            return x, y
         nextn = drafts(run, calibration)
         p, d = (self._surfaces[worker_of(run, role, nextn)] for role in ("prefill", "decode"))
         for priced in (p, d):
@@ -202,9 +210,9 @@ class Predictor:
         assumed = calibration.assumed
         worker = worker_of(run, "decode", drafts(run, calibration))
         dp = worker.layout[2]
-        usual = assumed.tp_decode_workers if dp == 1 else assumed.dp_decode_workers
         held = _kv_tokens(worker, run) * dp
-        return max(round(usual), ceil(run.concurrency * (run.isl + run.osl) / held), 1)
+        needed = ceil(run.concurrency * (run.isl + run.osl) / held)
+        return max(decode_workers(run, assumed), needed, 1)
 
     def _engine(
         self, run: Measurement, role: str, calibration: Calibration, times: EngineTimes
@@ -219,7 +227,7 @@ class Predictor:
         return engine(
             priced,
             launches(find_model(worker.model)),
-            times,
+            replace(times, poll_steps=poll_steps(run, calibration)),
             rules,
             limit,
             _kv_tokens(worker, run),
@@ -242,7 +250,6 @@ def _weights(waves: int, clients: int) -> np.ndarray:
 
 def _kv_tokens(worker: Worker, run: Measurement) -> float:
     """Tokens that one rank's cache holds, at least one request's."""
-    longest = run.isl + run.osl
     try:
         held = kv_capacity_tokens(
             find_model(worker.model),
@@ -251,12 +258,12 @@ def _kv_tokens(worker: Worker, run: Measurement) -> float:
             load_system(worker.system),
             backend_rules(run.backend),
             _limit(worker, run),
-            longest,
+            run.longest,
             worker.nextn,
         )
     except InputError:  # it ran, so it fits, and how much is left our account cannot say
-        return float(longest * run.concurrency)
-    return max(held, float(longest))
+        return float(run.longest * run.concurrency)
+    return max(held, float(run.longest))
 
 
 def _limit(worker: Worker, run: Measurement, whole_budget: bool = False) -> Limit:
@@ -277,21 +284,6 @@ def newest_version(system: str, backend: str) -> str:
     measured = manifest.load()
     versions = measured.versions(system, backend)
     return next(v for v in reversed(versions) if "gemm" in measured.operators(system, backend, v))
-
-
-def drafts(run: Measurement, calibration: Calibration) -> int:
-    """Draft tokens of a step: what is assumed, as no run records them."""
-    assumed = calibration.assumed
-    flattened = run.mode == "disagg" and not run.counted
-    if not flattened or run.backend != "trtllm" or not find_model(run.model).mtp_layers:
-        return 0
-    _, _, dp, _, moe_ep = run.pools["decode"].layout
-    if dp > 1:
-        many = run.concurrency > assumed.many_clients
-        return round(assumed.draft_tokens_many if many else assumed.draft_tokens)
-    if moe_ep > 1 and assumed.drafts_above < run.concurrency <= assumed.drafts_below:
-        return round(assumed.draft_tokens)
-    return 0
 
 
 def worker_of(run: Measurement, role: str, nextn: int) -> Worker:

@@ -5,7 +5,9 @@ own tables cannot answer comes from stand-ins (see sources).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, cached_property, lru_cache, partial
+from math import inf
 
 import numpy as np
 
@@ -41,8 +43,11 @@ class Kernels:
     def __init__(self, tables: PerfTables, strict: bool = False):
         self.tables, self._strict = tables, strict
         self._experts = cache(lambda table: Experts(tables, estimation().experts, table))
+        settings = estimation().interpolation
+        if strict:
+            settings = replace(settings, gemm_spike=inf)
         # Operators of a table share what they opened of other engines.
-        self._make = cache(lambda of_type, other: of_type(other, estimation().interpolation))
+        self._make = cache(lambda of_type, other: of_type(other, settings))
 
     @property
     def system(self) -> System:

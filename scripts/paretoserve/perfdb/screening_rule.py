@@ -3,7 +3,8 @@
 A table of one engine and precision is flagged
 - where it is slower than its peers at points of little work. If it is not at points of much work it
   has a constant overhead (the host's launch, a kernel before or after); else it is another kernel
-  than the engine runs today, or a badly tuned one;
+  than the engine runs today, or a badly tuned one, as it also is where it takes several times
+  another engine's time at points of much work;
 - where points of very different work all take one time far above their bound: that is the host's.
 The stand-in is the peer with the most common points among those of the same precision that it is
 slower than and that are not flagged themselves, and of these the one it is least slower than. A
@@ -70,10 +71,14 @@ def of_table(table: str) -> Iterator[dict[str, Any]]:
     for engine in _engines(table):
         for group, curve in _curves(table, *engine).items():
             peers = list(_peers(table, engine, group, curve))
-            if verdict := _verdict(curve, peers, engine, _least_us(table)):
+            if verdict := _verdict(table, curve, peers, engine):
                 found[engine, group] = verdict, curve, peers
     for (engine, group), (verdict, curve, peers) in found.items():
-        slower = [p for p in peers if p.light >= _rule()["each"] and p.group == group]
+        slower = [
+            p
+            for p in peers
+            if (p.light >= _rule()["each"] or p.heavy >= _another(table)) and p.group == group
+        ]
         believed = [p for p in slower if ((p.system, p.backend, p.version), p.group) not in found]
         here = [peer for peer in believed if peer.system == engine[0]]
         if not believed:
@@ -90,9 +95,10 @@ def of_table(table: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _verdict(curve: Curve, peers: list[Peer], engine: tuple[str, str, str], least_us: float) -> str:
+def _verdict(table: str, curve: Curve, peers: list[Peer], engine: tuple[str, str, str]) -> str:
     """What a table timed too, in words; "" where it agrees with its peers."""
     rule, (system, backend, _) = _rule(), engine
+    least_us = rule["tables"][table].get("least_us", rule["least_us"])
     here = [p for p in peers if p.system == system]
     engines = [p for p in here if p.backend != backend]
     # The engine's other precision may share what is wrong: it counts where no two others do.
@@ -117,11 +123,14 @@ def _verdict(curve: Curve, peers: list[Peer], engine: tuple[str, str, str], leas
             return "does not depend on the work"
         if agreed or (alone and nearest >= rule["each"]):
             return "constant overhead" if overhead else "slower kernel"
+    if any(peer.heavy >= _another(table) for peer in engines):
+        return "slower kernel"
     return ""
 
 
-def _least_us(table: str) -> float:
-    return _rule()["tables"][table].get("least_us", _rule()["least_us"])
+def _another(table: str) -> float:
+    """From which ratio at heavy points on another engine's kernel is taken to be another one."""
+    return _rule()["tables"][table].get("another", np.inf)
 
 
 def _is_flat(work: np.ndarray, ms: np.ndarray) -> bool:
