@@ -62,14 +62,15 @@ def prefill_workers(run: Measurement, assumed: Assumed) -> float | None:
 def slots(run: Measurement, workers: int, calibration: Calibration) -> int:
     """Requests that a decode rank of a disagg run may hold, one of so many workers.
 
-    All that come to it, but for models with experts of TensorRT-LLM: there a power of two, if the
-    clients are not many more. Wide decode for a round number of clients has a slot for each.
+    All that come to it, but for models with experts of TensorRT-LLM on the dashboards: there a
+    power of two, if clients are not many more. Wide decode for a round number of clients has a slot
+    for each.
     """
     assumed, ranks = calibration.assumed, run.pools["decode"].layout[2]
     each = run.concurrency / workers / ranks
-    power_of_two = run.backend == "trtllm" and find_model(run.model).is_moe
+    recipe = run.of_dashboard and run.backend == "trtllm" and find_model(run.model).is_moe
     bound = run.concurrency % ROUND if ranks > 1 else each >= assumed.slots_from
-    if power_of_two and bound:
+    if recipe and bound:
         power = 2 ** int(log2(max(each, 1)))
         if each <= power * assumed.clients_per_slot:
             return power
