@@ -181,8 +181,8 @@ class Predictor:
         return system, run.gpus
 
     def _workers(self, run: Measurement, calibration: Calibration) -> tuple[float, int]:
-        """Prefill and decode workers of a run. Where they are not told, decode workers are as
-        `Assumed` says, and as much prefill as gives its utilisation at the decode workers' pace.
+        """Prefill and decode workers of a run. Where they are not told and nothing else is known
+        of them (see unrecorded), as much prefill as decode takes at its pace, in whole or in part.
         """
         prefill, decode = run.pools["prefill"], run.pools["decode"]
         assumed, times = calibration.assumed, calibration.engines[run.backend]

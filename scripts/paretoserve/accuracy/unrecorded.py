@@ -83,5 +83,5 @@ def poll_steps(run: Measurement, calibration: Calibration) -> float:
     if run.backend != "sglang" or not run.of_dashboard:
         return calibration.engines[run.backend].poll_steps
     many = run.concurrency >= assumed.poll_many_from
-    blackwell = load_system(run.system).sm_version >= BLACKWELL
+    blackwell = (load_system(run.system).sm_version or 0) >= BLACKWELL
     return assumed.poll_steps_many if many and blackwell else assumed.poll_steps
