@@ -173,7 +173,9 @@ def test_another_table_runs_what_it_can_reach(copy, swept):
     assert "measured tables changed" in causes
 
 
-@pytest.mark.parametrize("size", [7, pytest.param(1, marks=pytest.mark.slow), 1000])
+@pytest.mark.parametrize(
+    "size", [7, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 1000))]
+)
 def test_chunk_size_changes_no_result(copy, swept, size):
     results = f"chunks_of_{size}"
     options = ("--config", "experiments=sweep.yaml", f"results={results}", "generate=none")
