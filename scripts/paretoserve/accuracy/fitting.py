@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ import yaml
 
 from paretoserve import paths
 from paretoserve.accuracy import report, running
-from paretoserve.accuracy.calibrating import fitted, fitted_names, linearised
-from paretoserve.accuracy.measurements import BACKENDS, read_measurements
+from paretoserve.accuracy.calibrating import Predict, fitted, fitted_names, linearised
+from paretoserve.accuracy.measurements import BACKENDS, Measurement, read_measurements
 from paretoserve.accuracy.predicting import Predictor
 from paretoserve.accuracy.validating import held_out
 from paretoserve.calibration import calibration
@@ -41,6 +40,10 @@ def fit(file: Path, cores: int, note: Callable[[str], None]) -> Fit:
     if not runs:
         raise InputError(f"{file}: holds no run that can be predicted")
     predictor, fits = Predictor(), {}
+
+    def predicts(some: list[Measurement]) -> Predict:
+        return lambda numbers: running.predict([(one, some) for one in numbers], cores, predictor)
+
     for backend in BACKENDS:
         # Near-duplicates are often one run under two names.
         different = {(run.ttft_ms, run.tpot_ms): run for run in runs if run.backend == backend}
@@ -50,13 +53,9 @@ def fit(file: Path, cores: int, note: Callable[[str], None]) -> Fit:
             continue
         drawn = np.sort(np.random.default_rng(0).permutation(len(mine))[:SAMPLE])
         sample, start = [mine[i] for i in drawn], now
-
-        def predict(numbers, some):
-            return running.predict([(one, some) for one in numbers], cores, predictor)
-
-        now = fitted(backend, start, sample, partial(predict, some=sample), note)
+        now = fitted(backend, start, sample, predicts(sample), note)
         names = fitted_names(backend, mine)
-        fits[backend] = mine, linearised(names, start, now, mine, partial(predict, some=mine))
+        fits[backend] = mine, linearised(names, start, now, mine, predicts(mine))
         note(f"{backend}: slopes of {len(mine)} runs")
     table = held_out(runs, fits, now, lambda asked: running.predict(asked, cores, predictor))
     known = residuals_of(table)

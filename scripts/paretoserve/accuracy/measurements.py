@@ -61,7 +61,7 @@ DASHBOARD_LOADS = {(1024, 1024), (1024, 8192), (8192, 1024)}
 VARYING, DRIFTING, FIXED = (0.8, 1.0), (0.9, 1.1), (1.0, 1.0)
 # Where not even the sizes are told: a node, or decode over so many GPUs for so many clients.
 WIDE_GPUS, WIDE_FROM = 32, 512
-MANY_CLIENTS = 1024
+MANY_CLIENTS = 1024  # for which prefill of long prompts takes more of a rack than decode
 LARGEST_TP = 32  # of a tensor parallel worker
 NODE_GPUS = 8  # of the servers that flattened rows without an NVLink rack come from
 
@@ -131,8 +131,7 @@ class Measurement:
     @property
     def on_servers(self) -> bool:
         """Whether it is a disagg run of SGLang on servers without an NVLink rack."""
-        rack = load_system(self.system).gpus_per_rack
-        return self.mode == "disagg" and self.backend == "sglang" and not rack
+        return self.mode == "disagg" and _on_servers(self.backend, load_system(self.system))
 
     @property
     def gpus(self) -> int:
@@ -336,11 +335,15 @@ def _attention_tp(
 ) -> bool:
     """Whether the attention of a flattened run's expert parallel worker is tensor parallel."""
     if role == "prefill":
-        on_server = gpus <= NODE_GPUS and not system.gpus_per_rack
-        return on_server and row["backend"] == "sglang"
+        return gpus <= NODE_GPUS and _on_servers(row["backend"], system)
     if gpus <= NODE_GPUS:
         return _clients(row) < attention_dp_from
     return gpus <= 2 * NODE_GPUS and not system.gpus_per_rack
+
+
+def _on_servers(backend: str, system: System) -> bool:
+    """Whether SGLang's recipes for servers without an NVLink rack hold."""
+    return backend == "sglang" and not system.gpus_per_rack
 
 
 def _all_gpus(row: Mapping[str, Any], model: Model, system: System) -> dict[str, Pool]:

@@ -13,6 +13,7 @@ for every batch it has in flight; transfer moves the prompt's cache over the lin
 each GPU of the prefill worker sending its shard.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -111,22 +112,24 @@ def _serve_all(
     decode_seq_per_s: np.ndarray,
     prefill_scale: float,
     decode_scale: float,
-) -> Served:
-    """Every prefill candidate with every shape and decode candidate, (P, S, D).
+) -> Iterator[Served]:
+    """Every prefill candidate with every shape and decode candidate, (P, S, part of D).
 
-    The arguments are those of `match`.
+    The arguments are those of `match`. Work is cut along D to bound its memory.
     """
-    return serve(
-        shapes.x[None, :, None],
-        shapes.y[None, :, None],
-        prefill_ms[:, None, None],
-        prefill_seq_per_s[:, None, None],
-        prefill_ranks[:, None, None],
-        transfer_ms[:, :, None],
-        decode_seq_per_s[None, None, :],
-        prefill_scale,
-        decode_scale,
-    )
+    most = max(LARGEST_ARRAY // max(transfer_ms.size, 1), 1)
+    for start in range(0, len(decode_seq_per_s), most):
+        yield serve(
+            shapes.x[None, :, None],
+            shapes.y[None, :, None],
+            prefill_ms[:, None, None],
+            prefill_seq_per_s[:, None, None],
+            prefill_ranks[:, None, None],
+            transfer_ms[:, :, None],
+            decode_seq_per_s[None, None, start : start + most],
+            prefill_scale,
+            decode_scale,
+        )
 
 
 @dataclass(frozen=True)
@@ -158,40 +161,7 @@ def match(
 
     Best is the cluster's highest rate within the ttft limit, or its lowest ttft (prefer="ttft").
     `prefill_ranks` (P,) are the batches that one worker has in flight, `transfer_ms` is (P, S).
-    Work is a (P, S, D) array, cut along D to bound its memory.
     """
-    most = max(LARGEST_ARRAY // max(transfer_ms.size, 1), 1)
-    parts = [
-        _match(
-            shapes,
-            prefill_ms,
-            prefill_seq_per_s,
-            prefill_ranks,
-            transfer_ms,
-            decode_seq_per_s[start : start + most],
-            prefill_scale,
-            decode_scale,
-            ttft_limit_ms,
-            prefer,
-        )
-        for start in range(0, len(decode_seq_per_s), most)
-    ]
-    columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return Matched(*map(np.concatenate, columns))
-
-
-def _match(
-    shapes: Shapes,
-    prefill_ms: np.ndarray,
-    prefill_seq_per_s: np.ndarray,
-    prefill_ranks: np.ndarray,
-    transfer_ms: np.ndarray,
-    decode_seq_per_s: np.ndarray,
-    prefill_scale: float,
-    decode_scale: float,
-    ttft_limit_ms: float,
-    prefer: str,
-) -> Matched:
     served = _serve_all(
         shapes,
         prefill_ms,
@@ -202,6 +172,12 @@ def _match(
         prefill_scale,
         decode_scale,
     )
+    parts = [_match(shapes, part, ttft_limit_ms, prefer) for part in served]
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return Matched(*map(np.concatenate, columns))
+
+
+def _match(shapes: Shapes, served: Served, ttft_limit_ms: float, prefer: str) -> Matched:
     ttft = served.ttft_ms
     cluster = served.rate * shapes.replicas[None, :, None]
     value = cluster if prefer == "rate" else 1 / ttft
@@ -210,7 +186,7 @@ def _match(
     digits = value.max() * 1e-9 or 1.0
     ranked = np.round(value / digits).transpose(1, 0, 2).reshape(-1, value.shape[2])
     best = np.argmax(ranked, axis=0)
-    s, p = np.divmod(best, len(prefill_ms))
+    s, p = np.divmod(best, len(value))
     d = np.arange(value.shape[2])
     return Matched(
         pair=np.where(value[p, s, d] > 0, p, -1),
@@ -239,18 +215,16 @@ def best_rates(
     The arguments are those of `match`.
     """
     best = np.zeros(len(shapes.x))
-    most = max(LARGEST_ARRAY // max(transfer_ms.size, 1), 1)
-    for start in range(0, len(decode_seq_per_s), most):
-        served = _serve_all(
-            shapes,
-            prefill_ms,
-            prefill_seq_per_s,
-            prefill_ranks,
-            transfer_ms,
-            decode_seq_per_s[start : start + most],
-            prefill_scale,
-            decode_scale,
-        )
+    for served in _serve_all(
+        shapes,
+        prefill_ms,
+        prefill_seq_per_s,
+        prefill_ranks,
+        transfer_ms,
+        decode_seq_per_s,
+        prefill_scale,
+        decode_scale,
+    ):
         within = np.where(served.ttft_ms <= ttft_limit_ms, served.rate, 0.0)
         best = np.maximum(best, within.max(axis=(0, 2), initial=0.0))
     return best
