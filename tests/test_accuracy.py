@@ -32,7 +32,7 @@ from paretoserve.accuracy.scoring import (
     errors,
     interval_coverage,
 )
-from paretoserve.accuracy.unrecorded import decode_workers, poll_steps, slots
+from paretoserve.accuracy.unrecorded import decode_workers, exchanges, slots, times_of
 from paretoserve.accuracy.validating import SCHEMES, held_out
 from paretoserve.calibration import Assumed, EngineTimes, calibration
 from paretoserve.errors import InputError
@@ -142,6 +142,7 @@ def disagg(prefill=None, decode=None, workers=("", ""), **changes):
 
 
 WIDE = {"tp": 8, "moe_ep": 8}
+UNLIKE = {"isl": 2048}  # no published recipe has such a load
 
 
 @pytest.mark.parametrize(
@@ -155,42 +156,17 @@ WIDE = {"tp": 8, "moe_ep": 8}
         ),
         (disagg(WIDE, {"tp": 8, "moe_ep": 4}, (1, 1)), ((8, 1, 1, 1, 8), 1), ((8, 1, 1, 1, 8), 1)),
         # Flattened: tp is the GPUs of a worker.
-        (disagg({"tp": 8}, WIDE), ((8, 1, 1, 8, 1), None), ((8, 1, 1, 1, 8), None)),
-        (disagg(WIDE, WIDE, concurrency=1024), ((1, 1, 8, 1, 8), None), ((1, 1, 8, 1, 8), None)),
+        (disagg({"tp": 8}, WIDE, **UNLIKE), ((8, 1, 1, 8, 1), None), ((8, 1, 1, 1, 8), None)),
         (
-            disagg({"tp": 4}, {"tp": 32, "moe_ep": 32}),
+            disagg(WIDE, WIDE, concurrency=1024, **UNLIKE),
+            ((1, 1, 8, 1, 8), None),
+            ((1, 1, 8, 1, 8), None),
+        ),
+        (
+            disagg({"tp": 4}, {"tp": 32, "moe_ep": 32}, **UNLIKE),
             ((4, 1, 1, 4, 1), None),
             ((1, 1, 32, 1, 32), None),
         ),
-        # Two servers: tensor parallel attention in decode; SGLang's prefill on one has it, too.
-        (
-            disagg({"tp": 16, "moe_ep": 16}, {"tp": 16, "moe_ep": 16}, concurrency=1024),
-            ((1, 1, 16, 1, 16), None),
-            ((16, 1, 1, 1, 16), None),
-        ),
-        (
-            disagg(WIDE, WIDE, concurrency=1024, backend="sglang"),
-            ((8, 1, 1, 1, 8), None),
-            ((1, 1, 8, 1, 8), None),
-        ),
-        # The GPUs of both pools, on a rack of trays of 4: 32 + 4 x 4, 16 + 8 x 4.
-        (
-            disagg({"tp": 48, "moe_ep": 48}, {"tp": 48, "moe_ep": 48}, system="gb200"),
-            ((1, 1, 4, 1, 4), 4),
-            ((1, 1, 32, 1, 32), 1),
-        ),
-        (
-            disagg(
-                {"tp": 48, "moe_ep": 48},
-                {"tp": 48, "moe_ep": 48},
-                **{"system": "gb200", "isl": 8192, "concurrency": 2150},
-            ),
-            ((1, 1, 4, 1, 4), 8),
-            ((1, 1, 16, 1, 16), 1),
-        ),
-        # 671 GB do not fit the 141 GB of one GPU, so no size is told.
-        (disagg(), ((8, 1, 1, 8, 1), None), ((8, 1, 1, 8, 1), None)),
-        (disagg(concurrency=1024), ((8, 1, 1, 8, 1), None), ((1, 1, 32, 1, 32), None)),
     ],
 )
 def test_disagg_layout_is_recovered(tmp_path, told, prefill, decode):
@@ -210,22 +186,54 @@ def test_dp_of_a_dense_disagg_model_is_workers(tmp_path):
     assert run.gpus == 6 * 2 + 4
 
 
-def test_rows_of_all_gpus_are_runs_that_others_tell_by_pool():
-    """The same deployment was recorded twice, to the millisecond; decode of 32 or 16 GPUs."""
+# --- recipes
+
+
+def test_recipes_tell_the_workers_that_rows_tell(tmp_path):
+    """Rows that tell their workers, with these left out, are of recipes with as many."""
+    names = ("prefill_num_workers", "decode_num_workers")
+    rows = pq.read_table(paths.MEASUREMENTS).to_pylist()
+    told = [row for row in rows if row["mode"] == "disagg" and all(row[name] for name in names)]
+    told = [row for row in told if row["id"].startswith("dsr1")]
+    left_out = written(tmp_path, [row | dict.fromkeys(names, "") for row in told])
+    runs, skipped = read_measurements(left_out, ATTENTION_DP_FROM)
+    assert not skipped
+    found = [tuple(run.pools[role].workers for role in ("prefill", "decode")) for run in runs]
+    right = [
+        tuple(row[name] for name in names) == one for row, one in zip(told, found, strict=True)
+    ]
+    assert len(right) > 130
+    assert np.mean(right) > 0.93
+
+
+def test_one_run_told_twice_is_of_one_deployment():
+    """Collections tell layouts in different ways; to the microsecond they have the same runs."""
     runs, _ = read_measurements(paths.MEASUREMENTS, ATTENTION_DP_FROM)
-    racks = [run for run in runs if run.system == "gb200" and run.backend == "trtllm"]
+    twice = defaultdict(list)
+    for run in runs:
+        if run.mode == "disagg":
+            twice[run.system, round(run.ttft_ms, 3), round(run.tpot_ms, 3)].append(run)
+    alike = [run.pools == first.pools for first, *others in twice.values() for run in others]
+    assert len(alike) > 350
+    assert np.mean(alike) > 0.97
 
-    def load(run):
-        return run.isl, run.osl, run.concurrency, run.precision
 
-    alike = 0
-    for run in racks:
-        for other in racks:
-            near = load(other) == load(run) and abs(other.tpot_ms / run.tpot_ms - 1) < 0.02
-            if near and run.id.startswith("2026") and run.counted and not other.counted:
-                assert other.pools["decode"].layout == run.pools["decode"].layout
-                alike += 1
-    assert alike >= 8
+def test_runs_of_recipes_with_drafts_have_shorter_steps():
+    """By measured figures: of equal deployments and loads, one with drafts and one without."""
+    runs, _ = read_measurements(paths.MEASUREMENTS, ATTENTION_DP_FROM)
+    found = defaultdict(lambda: ([], []))
+    for run in runs:
+        if run.backend == "trtllm" and run.mode == "disagg" and run.settled:
+            decode = run.pools["decode"]
+            key = (run.system, run.precision, run.isl, run.osl, run.concurrency, decode)
+            found[key][run.draft_tokens > 1].append(run.tpot_ms)
+    faster = [
+        np.median(without) / np.median(drafted)
+        for without, drafted in found.values()
+        if without and drafted
+    ]
+    assert len(faster) > 10
+    assert np.median(faster) == pytest.approx(1.75, abs=0.25)
 
 
 def implied_slots(run):
@@ -234,46 +242,83 @@ def implied_slots(run):
     return run.concurrency / (1 + 0.8 * run.ttft_ms / answer_ms)
 
 
-def test_recipes_for_wide_decode_have_a_power_of_two_of_slots():
-    """By measured figures alone: where clients are a tenth more, that tenth waits."""
+def test_clients_beyond_the_slots_of_a_recipe_wait():
+    """By measured figures alone: where clients are more than slots, the others wait."""
     runs, _ = read_measurements(paths.MEASUREMENTS, ATTENTION_DP_FROM)
-    numbers, off = calibration(), []
+    off = []
     for run in runs:
-        if run.backend == "trtllm" and run.mode == "disagg" and run.concurrency < 1500:
-            ranks = run.pools["decode"].layout[2]
-            found = slots(run, 1, numbers) * ranks
-            if ranks == 32 and 1.05 * found < run.concurrency:
-                assert found & (found - 1) == 0
-                off.append(implied_slots(run) / found)
-    assert len(off) > 30
+        if run.backend == "trtllm" and run.decode_slots and run.counted:
+            decode = run.pools["decode"]
+            all_slots = run.decode_slots * decode.workers * decode.layout[2]
+            if run.concurrency > 1.05 * all_slots:
+                off.append(implied_slots(run) / all_slots)
+    assert len(off) > 150
     assert np.median(off) == pytest.approx(1, abs=0.05)
-    assert np.percentile(np.abs(np.log(off)), 80) < 0.1
 
 
-def test_what_flattened_runs_do_not_tell(tmp_path):
+TEP8 = disagg({"tp": 4, "moe_ep": 4}, {"tp": 8, "moe_ep": 4}, system="gb200", precision="fp4")
+
+
+def test_runs_that_follow_each_other_settle_their_recipe(tmp_path):
+    """gb200, NVFP4: 4 and 8 clients have a recipe with drafts only, 96 one without only."""
+
+    def series(*clients, start):
+        return [
+            DEEPSEEK | TEP8 | {"id": f"2026_03_25_1024x1024_c{c}_tp4_{start + i}", "concurrency": c}
+            for i, c in enumerate(clients)
+        ]
+
+    told = {"backend_version": "0.8.1.post2"}
+    rows = series(48, 24, 4, start=419) + series(24, 96, 48, start=451) + series(24, start=470)
+    runs, _ = read(tmp_path, *(row | told for row in rows))
+    assert [run.draft_tokens for run in runs] == [3, 3, 3, 0, 0, 0, 3]
+    assert [run.settled for run in runs] == [True] * 6 + [False]
+    assert [run.decode_slots for run in runs] == [8, 8, 8, 32, 32, 32, 8]
+    assert {run.pools["decode"].workers for run in runs} == {4}
+
+
+def test_the_recipe_of_the_own_version_and_the_nearest_clients(tmp_path):
+    def recipe(clients, version):
+        run = one(tmp_path, **TEP8 | {"concurrency": clients, "backend_version": version})
+        return run.draft_tokens, run.decode_slots
+
+    assert recipe(144, "0.5.1-rc0.pre3") == (3, 32)
+    assert recipe(96, "0.8.1.post2") == (0, 32)
+    assert recipe(6, "0.8.1.post2") in ((0, 1), (3, 8))  # 5 and 8 are known
+    assert recipe(96, "") == (0, 128)  # of the oldest, where 64 and 128 are known
+
+
+def test_told_drafts_and_slots_come_before_those_of_a_recipe(tmp_path):
+    told = {"draft_tokens": 1, "decode_slots": 7, "backend_version": "0.8.1.post2"}
+    run = one(tmp_path, **TEP8 | told | {"concurrency": 96})
+    assert (run.draft_tokens, run.decode_slots) == (1, 7)
+    run = one(tmp_path, **LLAMA | told)
+    assert (run.draft_tokens, run.decode_slots) == (1, 7)
+
+
+def test_all_gpus_of_a_rack_told_as_one_worker(tmp_path):
+    """Three prefill workers of 8 GPUs beside decode over 48."""
+    told = {"backend": "sglang", "system": "gb200", "concurrency": 4096}
+    run = one(tmp_path, **told, **sizes(tp=72, moe_tp=72))
+    assert run.pools["prefill"].layout == (1, 1, 8, 1, 8)
+    assert run.pools["decode"].layout == (1, 1, 48, 1, 48)
+    assert run.gpus == 72
+
+
+def test_what_no_recipe_tells(tmp_path):
     """Decode workers, slots of a rank and looks for requests, by hand."""
     numbers = calibration()
 
-    def flattened(clients, decode, **changes):
-        return one(tmp_path, **disagg({"tp": 8}, decode, concurrency=clients, **changes))
+    def flattened(clients, **changes):
+        return one(tmp_path, **disagg({"tp": 8}, WIDE, concurrency=clients, **UNLIKE, **changes))
 
-    def workers(clients, **changes):
-        return decode_workers(flattened(clients, WIDE, **changes), numbers.assumed)
-
-    assert [workers(clients) for clients in (12, 9, 10, 7)] == [4, 3, 5, 4]
-    assert workers(9, backend="sglang") == 4
-    assert [workers(1024, backend=name) for name in ("trtllm", "sglang")] == [1, 2]
-    # 333 clients on 32 ranks: 8 slots each, for 256; 1,184 are a multiple of 32; 60 on 4: 15.
-    rack = {"decode": {"tp": 32, "moe_ep": 32}, "system": "gb200"}
-    assert slots(flattened(333, **rack), 1, numbers) == 8
-    assert slots(flattened(1184, **rack), 1, numbers) == 37
-    assert slots(flattened(60, WIDE), 4, numbers) == 15
-    assert slots(flattened(180, WIDE), 4, numbers) == 32
-    assert slots(flattened(180, WIDE, backend="sglang"), 4, numbers) == 45
+    assert [decode_workers(flattened(c), numbers.assumed) for c in (12, 1024)] == [4, 1]
+    assert slots(flattened(60), 4) == 15
+    assert slots(flattened(1024), 1) == 128
     looks = {
-        (system, clients): poll_steps(
+        (system, clients): times_of(
             one(tmp_path, backend="sglang", system=system, concurrency=clients), numbers
-        )
+        ).poll_steps
         for system in ("h200_sxm", "b200_sxm")
         for clients in (8, 16)
     }
@@ -283,7 +328,24 @@ def test_what_flattened_runs_do_not_tell(tmp_path):
         ("b200_sxm", 8): 10,
         ("b200_sxm", 16): 30,
     }
-    assert poll_steps(one(tmp_path, backend="sglang", isl=2000), numbers) == 1
+    assert times_of(one(tmp_path, backend="sglang", isl=2000), numbers).poll_steps == 1
+    early, late = (flattened(8, backend_version=version) for version in ("0.7.0", "0.8.1"))
+    assert times_of(early, numbers).hand_over_ms == numbers.assumed.early_hand_over_ms
+    assert times_of(late, numbers) == numbers.engines["trtllm"]
+
+
+@pytest.mark.parametrize(
+    ("system", "backend", "experts", "found"),
+    [
+        ("gb300", "trtllm", "nvfp4", True),
+        ("gb300", "trtllm", "fp8_block", False),
+        ("b200_sxm", "trtllm", "nvfp4", False),
+        ("gb200", "sglang", "fp8_block", True),
+        ("h200_sxm", "sglang", "fp8_block", False),
+    ],
+)
+def test_who_exchanges_tokens(tmp_path, system, backend, experts, found):
+    assert exchanges(one(tmp_path, system=system, backend=backend), experts) is found
 
 
 @pytest.mark.parametrize(

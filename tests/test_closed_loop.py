@@ -159,14 +159,16 @@ def test_stages_hold_a_batch_each():
 
 
 def test_disagg_by_hand():
-    """Two prompts in one pass (10 ms), moved in 5 + 100 x 0.01 ms, then 10 ms a token."""
+    """Two prompts in one pass (10 ms), sent one after the other in 100 x 0.01 ms, 5 ms on the way,
+    then 10 ms a token: the second arrives at 17 and joins when the first step ends.
+    """
     replica = Disagg(engine(), engine(), 1, 1, 5.0, 0.01)
     found = simulate(load(2, 100, 6, requests=2), replica)
-    assert found.ttft_ms == pytest.approx(16)
+    assert found.ttft_ms == pytest.approx([16, 26])
     assert found.tpot_ms == pytest.approx(10)
     early = simulate(load(2, 100, 6, requests=2), replace(replica, first_token="prefill"))
     assert early.ttft_ms == pytest.approx(10)
-    assert early.tpot_ms == pytest.approx((6 + 50) / 5)
+    assert early.tpot_ms == pytest.approx([(6 + 50) / 5, (16 + 50) / 5])
     # One prompt per pass and one worker: the second waits for a pass; two workers: it does not.
     alone = replace(replica, prefill=engine(max_batch=1))
     assert simulate(load(2, 100, 6, requests=2), alone).ttft_ms[1] >= 26
@@ -419,6 +421,7 @@ def replica_step_by_step(wanted: Load, system: Disagg):
     requests = [Request(int(i), int(o)) for i, o in zip(isl, osl, strict=True)]
     unsent, arriving, waiting = list(requests), [], []
     busy = [None] * system.prefill_workers  # (until, prompts)
+    link = [0.0] * system.prefill_workers  # when each has sent its caches
     moving, queues = [], [[] for _ in range(system.decode_workers)]
     active, until = [[] for _ in queues], [None] * len(queues)
     now = 0.0
@@ -449,10 +452,9 @@ def replica_step_by_step(wanted: Load, system: Disagg):
                         send()
         for i, work in enumerate(busy):
             if work and work[0] == now:
-                moving += [
-                    (now + system.transfer_ms + system.transfer_ms_per_token * r.isl, r)
-                    for r in work[1]
-                ]
+                for r in work[1]:
+                    link[i] = max(link[i], now) + system.transfer_ms_per_token * r.isl
+                    moving.append((link[i] + system.transfer_ms, r))
                 busy[i] = None
         for arrived in [one for one in moving if one[0] == now]:
             moving.remove(arrived)

@@ -1,5 +1,7 @@
 """Memory of one GPU, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,8 @@ from paretoserve.layout import Layout, Precision
 from paretoserve.memory import kv_cache_bytes_per_token, weight_bytes, worker_memory
 from paretoserve.models.catalog import find_model
 from paretoserve.models.dimensions import GQA, DenseFFN, LayerSpec, Model
-from paretoserve.settings import Activations, BackendRules
+from paretoserve.precision import default_precision
+from paretoserve.settings import Activations, BackendRules, estimation
 
 SIXTEEN_BIT = Precision("float16", "float16", "float16", "float16")
 ACTIVATIONS = Activations(coefficient={1: 11, 2: 6.5, 4: 5, 8: 5}, floor_bytes=70 * 2**20)
@@ -134,3 +137,38 @@ def test_weights_larger_than_the_gpu_never_fit():
         step_tokens=np.array([1]),
     )
     assert memory.total[0] > memory.limit[0]
+
+
+def test_v2_of_nvfp4_deepseek_quantises_the_projection_out_of_attention():
+    """61 layers of 7168 x 128 heads x 128 values, from 16 to 4.5 bits each."""
+    model = find_model("DEEPSEEK_V3")
+    old, v2 = (
+        default_precision(f"nvidia/DeepSeek-R1-0528-{name}", "b200_sxm", "trtllm")
+        for name in ("NVFP4", "NVFP4-v2")
+    )
+    assert (old.output, v2.output) == ("", "nvfp4")
+    assert old == replace(v2, output="")
+    saved = weight_bytes(model, old, layout((1, 1))) - weight_bytes(model, v2, layout((1, 1)))
+    assert saved == pytest.approx(61 * 7168 * 128 * 128 * (16 - 4.5) / 8)
+
+
+def test_an_engine_s_own_bytes_of_routed_rows():
+    """4,096 tokens to 8 of 128 experts on one GPU, 4,096 values each, at 2.5 instead of 8 bytes."""
+    model = find_model("QWEN3_235B")
+
+    def activations(routed_bytes):
+        rules = BackendRules("total", 0.9, True, (8192,), routed_bytes=routed_bytes)
+        one = np.array([1])
+        return worker_memory(
+            model,
+            SIXTEEN_BIT,
+            layout((1, 1)),
+            load_system("h200_sxm"),
+            rules,
+            estimation().activations,
+            requests=one,
+            request_tokens=one,
+            step_tokens=np.array([4096]),
+        ).activations
+
+    assert activations(None) - activations(2.5) == pytest.approx(4096 * 8 * 4096 * 5.5)

@@ -364,13 +364,13 @@ def test_prompt_and_decoding_are_priced_apart_in_a_mixed_step():
 @pytest.mark.parametrize(
     ("model", "system", "backend", "word", "expected"),
     [
-        # nvidia/DeepSeek-R1-FP4 leaves attention in 16 bit.
+        # NVIDIA leaves attention in 16 bit, but, from v2 on, for its last projection.
         (
             "deepseek-ai/DeepSeek-R1",
             "gb200",
             "trtllm",
             "fp4",
-            Precision("nvfp4", "nvfp4", "fp8", "fp8", "float16"),
+            Precision("nvfp4", "nvfp4", "fp8", "fp8", "float16", "nvfp4"),
         ),
         (
             "openai/gpt-oss-120b",

@@ -1,4 +1,4 @@
-"""Intervals and probabilities from residuals, against values counted by hand."""
+"""Intervals and probabilities from residuals, against values settled by hand."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,10 +7,10 @@ import pytest
 from paretoserve.uncertainty import LEAST, Residuals, intervals, residuals_of
 
 
-def slice_of(ttft, tpot, backend="vllm", mode="agg", counted=True, clients=8, fold=0):
+def slice_of(ttft, tpot, backend="vllm", mode="agg", settled=True, clients=8, fold=0):
     """Residuals of one slice."""
     count = len(ttft)
-    values = (backend, mode, counted, clients, fold)
+    values = (backend, mode, settled, clients, fold)
     alike = (np.full(count, value) for value in values)
     return Residuals(*alike, np.asarray(ttft, float), np.asarray(tpot, float))
 
@@ -95,7 +95,7 @@ def test_residuals_of_a_table_are_measured_over_predicted():
         {
             "backend": ["vllm", "vllm"],
             "mode": ["agg", "agg"],
-            "counted": [True, True],
+            "settled": [True, True],
             "concurrency": [4, 8],
             "fold": [0, 1],
             "ttft_ms": [200.0, 200.0],

@@ -56,44 +56,22 @@ class Assumed:
     """What measured runs of public dashboards do not record (docs/accuracy.md); units in brackets.
 
     attention_dp_from (clients) : from here on flattened runs decode with attention data parallelism
-    drafts_above (clients) : beyond so many, flattened runs of TensorRT-LLM that are expert parallel
-        are taken to draft, where attention is tensor parallel
-    drafts_below (clients) : up to so many
-    many_clients (clients) : with attention data parallelism such runs always draft, beyond so many
-        clients fewer tokens
-    draft_tokens (tokens/step) : how many they draft
-    draft_tokens_many (tokens/step) : how many for many clients
     accept_rate (share) : of a draft token, where drafts are used
     tp_decode_workers (workers) : decode workers of a flattened run with tensor parallel attention
     dp_decode_workers (workers) : the same with attention data parallelism
     prefill_utilisation (share) : of the prefill pool that such a run was given
-    server_prefill_workers (workers) : prefill workers of a flattened run of SGLang on servers that
-        are no NVLink rack, whatever its load
-    server_decode_workers (workers) : its decode workers with attention data parallelism, or where
-        prompts are longer than answers
-    slots_from (clients/worker) : from here on decode workers of TensorRT-LLM with tensor parallel
-        attention have a power of two of slots, as those with attention data parallelism always do
-    clients_per_slot (ratio) : up to so many, clients beyond the slots wait for one; where they
-        would be more, all have one
+    early_hand_over_ms (ms/request) : hand_over_ms of runs of TensorRT-LLM under Dynamo before 0.8
     poll_steps (steps) : from one look for new requests to the next, of SGLang in dashboards' runs
     poll_steps_many (steps) : the same on GPUs from Blackwell on, from `poll_many_from` clients on
     poll_many_from (clients) : see there
     """
 
     attention_dp_from: float
-    drafts_above: float
-    drafts_below: float
-    many_clients: float
-    draft_tokens: float
-    draft_tokens_many: float
     accept_rate: float
     tp_decode_workers: float
     dp_decode_workers: float
     prefill_utilisation: float
-    server_prefill_workers: float
-    server_decode_workers: float
-    slots_from: float
-    clients_per_slot: float
+    early_hand_over_ms: float
     poll_steps: float
     poll_steps_many: float
     poll_many_from: float

@@ -417,7 +417,7 @@ def _mla_parts(spec: MLA, heads: np.ndarray, run: _Pass) -> Operators:
             lambda *query: kernels.generation(precision.kv_cache, *query, step.queries), heads
         ),
     )
-    yield "proj_gemm", run.gemm(gemm, run.tokens, run.hidden, heads * spec.v_dim)
+    yield "proj_gemm", run.gemm(precision.output_gemm, run.tokens, run.hidden, heads * spec.v_dim)
 
 
 def _mla_block(spec: MLA, heads: np.ndarray, run: _Pass) -> Operators:

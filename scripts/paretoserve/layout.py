@@ -22,7 +22,7 @@ class Precision:
 
     `gemm` of dense FFNs and shared experts, `moe` of routed experts, `attention` of the attention
     arithmetic, `projections` of the GEMMs around it, which some checkpoints leave in 16 bit
-    ("": as `gemm`).
+    ("": as `gemm`), `output` of the last of them in latent attention ("": as the others).
     """
 
     gemm: str
@@ -30,8 +30,14 @@ class Precision:
     kv_cache: str
     attention: str
     projections: str = ""
+    output: str = ""
 
     @property
     def attention_gemm(self) -> str:
         """The mode of the projections around attention."""
         return self.projections or self.gemm
+
+    @property
+    def output_gemm(self) -> str:
+        """The mode of the projection out of latent attention."""
+        return self.output or self.attention_gemm

@@ -16,7 +16,7 @@ what the rest leaves free, or the GPU's fraction that engine and cache may take 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,6 +74,8 @@ def worker_memory(
     """
     weights = weight_bytes(model, precision, layout, nextn)
     kv_cache = requests * request_cache_bytes(model, precision, layout, request_tokens, nextn)
+    if rules.routed_bytes is not None:
+        activations = replace(activations, routed_bytes=rules.routed_bytes)
     live = _activation_bytes(model, layout, step_tokens, activations)
     buffers = system.collective_buffers(layout.tp * layout.dp) + system.runtime_bytes
     other = weights + live + buffers
@@ -185,10 +187,15 @@ def _gqa(spec: GQA, hidden: int, precision: Precision, layout: Layout) -> np.nda
 
 
 def _mla(spec: MLA, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:
-    params = projection_params(spec, hidden, spec.heads // layout.tp)
+    heads = spec.heads // layout.tp
+    output = hidden * heads * spec.v_dim
+    others = projection_params(spec, hidden, heads) - output
     if isinstance(spec, DSA):
-        params = params + spec.indexer_params(hidden)  # on every GPU
-    return params * quant.mode("weights", precision.attention_gemm).bytes
+        others = others + spec.indexer_params(hidden)  # on every GPU
+    return (
+        others * quant.mode("weights", precision.attention_gemm).bytes
+        + output * quant.mode("weights", precision.output_gemm).bytes
+    )
 
 
 def _gdn(spec: GDN, hidden: int, precision: Precision, layout: Layout) -> np.ndarray:

@@ -56,6 +56,7 @@ TABLES = PERF_DB / "tables"
 SILICON = PERF_DB / "silicon"
 MEASUREMENTS = SILICON / "measurements.parquet"
 HELD_OUT = SILICON / "held_out.parquet"
+RECIPES = SILICON / "recipes.csv"
 
 ADAPTERS = ROOT / "scripts"
 LOCK = ROOT / "requirements.lock"

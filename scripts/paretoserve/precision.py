@@ -43,6 +43,7 @@ def default_precision(model_name: str, system: str, backend: str, word: str = ""
         kv_cache=kv_cache,
         attention=_settings()["attention"][backend] if kv_cache == "fp8" else "float16",
         projections=replaced(parts.attention, gpu),
+        output=replaced(parts.output, gpu),
     )
 
 
@@ -89,16 +90,17 @@ def replaced(mode: str, gpu: System) -> str:
     return mode
 
 
-def projections_mode(model_name: str, gemm: str, moe: str) -> str:
-    """The mode of the projections around attention, "" where it is that of all GEMMs.
+def projections_modes(model_name: str, gemm: str, moe: str) -> tuple[str, str]:
+    """The modes of the projections around attention and of the one out of it, "" where they are
+    those of all GEMMs and of the others.
 
-    That of the published checkpoint whose other parts have these modes.
+    Those of the published checkpoint whose other parts have these modes.
     """
     model = find_model(model_name)
     for found in (model.checkpoint, *checkpoints(model.name).values()):
         if found and (found.gemm, found.moe) == (gemm, moe):
-            return found.attention if found.attention != gemm else ""
-    return ""
+            return found.attention if found.attention != gemm else "", found.output
+    return "", ""
 
 
 def published_modes(model_name: str, part: str, system: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ class Interpolation:
     gemm_neighbours: int
     gemm_k_weight: float
     gemm_own_gain: float
+    gemm_fused_quantisation: dict[str, list[str]]
     attention_neighbour_gain: float
 
 
@@ -32,10 +33,14 @@ class Beyond:
 
 @dataclass(frozen=True)
 class ExchangeTable:
-    """A table that holds an engine's exchange of tokens between experts, and which of its rows."""
+    """A table of an engine's exchange of tokens between experts, and which of its rows.
+
+    With `rates` only for experts that compute at one of these.
+    """
 
     table: str
     where: dict[str, str | int]
+    rates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ class BackendRules:
     step_tokens: tuple[int, ...]
     exclusive: tuple[tuple[str, str], ...] = ()  # kinds of parallelism that exclude each other
     scheduling: Scheduling | None = None  # only a simulation asks for it
+    routed_bytes: float | None = None  # that of Activations, where the engine's own is known
 
 
 @cache
@@ -185,7 +191,10 @@ def _experts(spec: dict[str, Any]) -> Experts:
     exchange = {
         backend: {
             tokens_are: tuple(
-                ExchangeTable(source["table"], source.get("where", {})) for source in sources
+                ExchangeTable(
+                    source["table"], source.get("where", {}), tuple(source.get("rates", ()))
+                )
+                for source in sources
             )
             for tokens_are, sources in variants.items()
         }
@@ -217,4 +226,5 @@ def backend_rules(backend: str) -> BackendRules:
         step_tokens=tuple(spec["step_tokens"]),
         scheduling=_scheduling(spec["scheduling"]),
         exclusive=tuple((one, other) for one, other in spec["exclusive"]),
+        routed_bytes=spec.get("routed_bytes"),
     )

@@ -47,15 +47,15 @@ class Residuals:
 
     backend: np.ndarray
     mode: np.ndarray
-    counted: np.ndarray
+    settled: np.ndarray
     clients: np.ndarray
     fold: np.ndarray
     ttft: np.ndarray
     tpot: np.ndarray
 
-    def like(self, backend: str, mode: str, counted: bool, clients: float) -> np.ndarray:
+    def like(self, backend: str, mode: str, settled: bool, clients: float) -> np.ndarray:
         """Runs whose residuals stand for such a deployment, (R,): the nearest large slice."""
-        same_mode = (self.mode == mode) & (self.counted == counted)
+        same_mode = (self.mode == mode) & (self.settled == settled)
         own = same_mode & (self.backend == backend)
         many = (self.clients > MANY_CLIENTS) == (clients > MANY_CLIENTS)
         return next(
@@ -85,7 +85,7 @@ def residuals_of(table: pa.Table) -> Residuals:
     return Residuals(
         columns["backend"][known].astype(str),
         columns["mode"][known].astype(str),
-        columns["counted"][known].astype(bool),
+        columns["settled"][known].astype(bool),
         columns["concurrency"][known],
         columns["fold"][known],
         ttft[known],
@@ -97,7 +97,7 @@ def intervals(
     known: Residuals,
     backend: Sequence[str],
     mode: Sequence[str],
-    counted: Sequence[bool],
+    settled: Sequence[bool],
     clients: Sequence[float],
     ttft_ms: np.ndarray,
     tpot_ms: np.ndarray,
@@ -118,11 +118,11 @@ def intervals(
         np.broadcast_to(of, len(ttft_ms)) for of in (ttft_limit_ms, tpot_limit_ms, osl)
     )
     many = np.asarray(clients) > MANY_CLIENTS
-    kinds = list(zip(backend, mode, counted, many.tolist(), strict=True))
+    kinds = list(zip(backend, mode, settled, many.tolist(), strict=True))
     for kind in sorted(set(kinds)):
         mine = np.array([one == kind for one in kinds])
-        of_backend, of_mode, of_counted, of_many = kind
-        like = known.like(of_backend, of_mode, of_counted, MANY_CLIENTS + of_many)
+        of_backend, of_mode, of_settled, of_many = kind
+        like = known.like(of_backend, of_mode, of_settled, MANY_CLIENTS + of_many)
         ttft, tpot = known.ttft[like], known.tpot[like]
         for i, (values, predicted) in enumerate(((ttft, ttft_ms), (tpot, tpot_ms))):
             ends[2 * i : 2 * i + 2, mine] = np.exp(_ends(values))[:, None] * predicted[mine]

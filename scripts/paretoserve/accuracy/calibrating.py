@@ -23,7 +23,7 @@ from paretoserve.calibration import Calibration
 UNITS = np.array([0.08, 0.2])
 STEPS = (0.4, 0.15)  # of a number's logarithm
 LEAST_GAIN = 1e-3  # of the cost: less is the noise of a sample
-OF_DISAGG = ("hand_over_ms", "transfer_gb_per_s")
+OF_DISAGG = ("hand_over_ms",)
 CAUCHY = 2.0  # residuals beyond so many units count less and less: runs are contaminated in part
 STEP = 0.12  # of a number's logarithm, for derivatives: above the grain of whole steps
 # How far a number may be from its start, as a standard deviation of its logarithm.
@@ -45,7 +45,6 @@ FITTED = (
     "request_ms",
     "per_prompt_token_us",
     "hand_over_ms",
-    "transfer_gb_per_s",
 )
 
 Predict = Callable[[Sequence[Calibration]], list[list[Prediction]]]

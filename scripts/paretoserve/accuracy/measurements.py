@@ -2,7 +2,8 @@
 
 A file (CSV or Parquet) has one row per run: what was served on what, the load, and the mean ttft
 and tpot of a closed loop of `concurrency` clients. Public dashboards record layouts in several
-ways, so a layout is recovered before it is priced; the rules in their order (G: GPUs of a worker):
+ways. Where a disagg run is of a published recipe (see recipes) its deployment is the recipe's; else
+its layout is recovered before it is priced, by rules in this order (G: GPUs of a worker):
 
 dense models       tp and pp as they stand; the columns of experts say nothing
 agg, sizes         tp dp = moe_tp moe_ep: as they stand
@@ -10,18 +11,10 @@ agg, products      tp = moe_tp moe_ep with moe_tp = moe_ep > 1: G = moe_tp, TP w
                    dp = moe_tp moe_ep likewise: attention data parallel with as much EP;
                    tp = dp with moe_ep = tp dp: G = tp, TP with as much EP
 agg, experts only  dp is not given: what the experts' width leaves beside tp
-agg, a rack        more GPUs than heads can be split over: disagg after all, prefill workers of 8
-                   GPUs beside decode over 32 (long prompts) or two thirds of the rack
 disagg, counted    workers are given: as they stand, experts over all GPUs of the worker
 disagg, flattened  workers are not given: tp is G, and moe_ep > 1 (or G beyond a node of 8) says
                    expert parallel. Attention is tensor parallel in decode workers of a node for few
-                   clients (`attention_dp_from`) and of two nodes without a rack, and in SGLang's
-                   prefill workers of a node without one; elsewhere every GPU has a rank
-disagg, a rack     flattened, with one size beyond 8 for both: the GPUs of both. Decode over the
-                   largest power of two below, over half of that for long prompts and 1024 clients
-                   or more; prefill workers of a tray each over the rest
-disagg, no sizes   one GPU that cannot hold the model: tensor parallel over a node; decode for many
-                   clients is wide, an attention rank on each of 32 GPUs
+                   clients (`attention_dp_from`); elsewhere every GPU has a rank
 heads that tp does not divide: an attention rank on every GPU
 
 An empty or zero size is 1. `concurrency` is that of the loop; where it is empty the batch of all
@@ -29,7 +22,7 @@ attention ranks stands for it, also where it is smaller in runs that are not of 
 the loop went over several replicas, of which one is taken.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, isfinite
 from pathlib import Path
@@ -39,10 +32,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from paretoserve.accuracy.recipes import Recipe, Told, recipes_of
 from paretoserve.errors import InputError, did_you_mean
-from paretoserve.hardware import System, canonical_name, load_system
+from paretoserve.hardware import canonical_name
 from paretoserve.models.catalog import find_model
-from paretoserve.models.dimensions import GQA, MLA, Model, param_count
+from paretoserve.models.dimensions import GQA, MLA, Model
 
 SIZES = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
 TEXTS = ("id", "backend", "backend_version", "model_path", "system", "precision", "mode")
@@ -52,18 +46,15 @@ ROLES = ("prefill", "decode")
 OF_ROLES = tuple(
     f"{role}_{name}" for role in ROLES for name in ("batch_size", "num_workers", *SIZES)
 )
-COLUMNS = (*TEXTS, *LOAD, *MEASURED, "batch_size", *SIZES, *OF_ROLES)
+SERVED = ("draft_tokens", "decode_slots")
+COLUMNS = (*TEXTS, *LOAD, *MEASURED, "batch_size", *SIZES, *OF_ROLES, *SERVED)
 REQUIRED = ("backend", "model_path", "system", "mode", "isl", "osl", *MEASURED)
 BACKENDS = ("trtllm", "sglang", "vllm")
 # Loads of the public dashboards, whose lengths vary. Other runs have prompts of their nominal
 # length, but answers end apart; those of SGLang with loads in powers of two stay in step.
 DASHBOARD_LOADS = {(1024, 1024), (1024, 8192), (8192, 1024)}
 VARYING, DRIFTING, FIXED = (0.8, 1.0), (0.9, 1.1), (1.0, 1.0)
-# Where not even the sizes are told: a node, or decode over so many GPUs for so many clients.
-WIDE_GPUS, WIDE_FROM = 32, 512
-MANY_CLIENTS = 1024  # for which prefill of long prompts takes more of a rack than decode
-LARGEST_TP = 32  # of a tensor parallel worker
-NODE_GPUS = 8  # of the servers that flattened rows without an NVLink rack come from
+NODE_GPUS = 8  # of a server
 
 
 @dataclass(frozen=True)
@@ -99,6 +90,10 @@ class Measurement:
     ttft_ms: float
     tpot_ms: float
     pools: Mapping[str, Pool] = field(hash=False)
+    draft_tokens: int = 0
+    decode_slots: int | None = None
+    host_overlaps: bool = True
+    drafts_told: bool = True
 
     @property
     def isl_range(self) -> tuple[float, float]:
@@ -124,14 +119,14 @@ class Measurement:
         return all(pool.workers for pool in self.pools.values())
 
     @property
+    def settled(self) -> bool:
+        """Whether row or recipe tell what ran: its workers, and whether it drafted."""
+        return self.counted and self.drafts_told
+
+    @property
     def of_dashboard(self) -> bool:
         """Whether its load is one of the public dashboards'."""
         return (self.isl, self.osl) in DASHBOARD_LOADS
-
-    @property
-    def on_servers(self) -> bool:
-        """Whether it is a disagg run of SGLang on servers without an NVLink rack."""
-        return self.mode == "disagg" and _on_servers(self.backend, load_system(self.system))
 
     @property
     def gpus(self) -> int:
@@ -184,9 +179,11 @@ def read_measurements(
     """
     found: list[Measurement] = []
     skipped: list[Skipped] = []
-    for number, row in enumerate(_rows(file)):
+    rows = list(_rows(file))
+    known = _recipes(rows)
+    for number, row in enumerate(rows):
         try:
-            found.append(_measurement(number, row, attention_dp_from))
+            found.append(_measurement(number, row, attention_dp_from, known.get(number, ())))
         except InputError as error:
             skipped.append(Skipped(number, str(row.get("id") or number), str(error)))
     return found, skipped
@@ -218,7 +215,45 @@ def _no_number(value: Any) -> bool:
     return isinstance(value, float) and not isfinite(value)
 
 
-def _measurement(number: int, row: Mapping[str, Any], attention_dp_from: float) -> Measurement:
+def _recipes(rows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Recipe, ...]]:
+    """The published recipes that each row may be of, by its number."""
+    told = {}
+    for number, row in enumerate(rows):
+        try:
+            told[number] = _told(row)
+        except InputError:
+            continue  # what is wrong with it is said when it is read
+    return dict(zip(told, recipes_of(list(told.values())), strict=True))
+
+
+def _told(row: Mapping[str, Any]) -> Told:
+    model = find_model(row["model_path"] or "")
+    if row["mode"] == "agg":
+        sizes, workers = {"agg": _agg_layout(row, model)}, {}
+        attention_dp = {"agg": sizes["agg"][2] > 1}
+    else:
+        sizes = {role: _sizes(row, f"{role}_") for role in ROLES}
+        counted = all(row.get(f"{role}_num_workers") for role in ROLES)
+        workers = {role: round(row[f"{role}_num_workers"]) for role in ROLES} if counted else {}
+        attention_dp = {role: sizes[role][2] > 1 for role in workers}
+    return Told(
+        id=row.get("id") or "",
+        backend=row["backend"] or "",
+        version=row.get("backend_version") or "",
+        architecture=model.digest,
+        system=canonical_name(row["system"] or ""),
+        precision=row.get("precision") or "",
+        load=(round(row["isl"] or 0), round(row["osl"] or 0)),
+        clients=round(_clients(row)),
+        gpus={role: tp * dp for role, (tp, _, dp, *_) in sizes.items()},
+        workers=workers,
+        attention_dp=attention_dp,
+    )
+
+
+def _measurement(
+    number: int, row: Mapping[str, Any], attention_dp_from: float, recipes: Sequence[Recipe]
+) -> Measurement:
     for name in ("backend", "model_path", "system", "mode"):
         if not row[name]:
             raise InputError(f"{name} is not given")
@@ -228,7 +263,11 @@ def _measurement(number: int, row: Mapping[str, Any], attention_dp_from: float) 
     if mode not in ("agg", "disagg"):
         raise InputError(f"mode '{mode}' is neither agg nor disagg")
     model = find_model(row["model_path"])
-    pools = _agg(row, model) if mode == "agg" else _disagg(row, model, attention_dp_from)
+    recipe = recipes[0] if recipes else None
+    if recipe and "agg" not in recipe.sides:
+        pools = {role: Pool(side.layout, side.workers) for role, side in recipe.sides.items()}
+    else:
+        pools = _agg(row, model) if mode == "agg" else _disagg(row, model, attention_dp_from)
     for name in (*MEASURED, "isl", "osl"):
         if not (row[name] or 0) > 0:
             raise InputError(f"{name} is {row[name]}, must be more than 0")
@@ -252,7 +291,18 @@ def _measurement(number: int, row: Mapping[str, Any], attention_dp_from: float) 
         ttft_ms=float(row["silicon_ttft_ms"]),
         tpot_ms=float(row["silicon_tpot_ms"]),
         pools=pools,
+        draft_tokens=_served(row, "draft_tokens", recipe and recipe.draft_tokens) or 0,
+        decode_slots=_served(row, "decode_slots", recipe and recipe.slots),
+        host_overlaps=recipe.host_overlaps if recipe else True,
+        drafts_told=row.get("draft_tokens") is not None
+        or len({one.draft_tokens > 0 for one in recipes}) < 2,
     )
+
+
+def _served(row: Mapping[str, Any], name: str, by_recipe: int | None) -> int | None:
+    """What the row tells, else what its recipe does."""
+    told = row.get(name)
+    return by_recipe if told is None else round(told)
 
 
 def _batch_of_ranks(row: Mapping[str, Any], pools: Mapping[str, Pool]) -> float:
@@ -268,51 +318,38 @@ def _sizes(row: Mapping[str, Any], prefix: str = "") -> tuple[int, int, int, int
     return tuple(max(round(row.get(prefix + name) or 1), 1) for name in SIZES)
 
 
-def _agg(row: Mapping[str, Any], model: Model) -> dict[str, Pool]:
+def _agg_layout(row: Mapping[str, Any], model: Model) -> tuple[int, int, int, int, int]:
+    """(tp, pp, dp, moe_tp, moe_ep) of a worker, whose sizes may be told as products."""
     tp, pp, dp, moe_tp, moe_ep = _sizes(row)
     experts = moe_tp * moe_ep
     if not model.is_moe:
-        layout = (tp, pp, 1, 1, 1)
-    elif tp == experts and moe_tp == moe_ep > 1:
-        layout = (moe_tp, pp, 1, 1, moe_ep)
-    elif dp == experts and moe_tp == moe_ep > 1:
-        layout = (1, pp, moe_tp, 1, moe_ep)
-    elif tp == dp > 1 and moe_ep == tp * dp:
-        layout = (tp, pp, 1, 1, tp)
-    elif tp * dp == experts:
-        layout = (tp, pp, dp, moe_tp, moe_ep)
-    elif experts == 1:
-        layout = (tp, pp, dp, tp * dp, 1)
-    elif experts % tp == 0:
-        layout = (tp, pp, experts // tp, moe_tp, moe_ep)
-    else:
-        raise InputError(f"tp {tp} and dp {dp} do not go with moe_tp {moe_tp} and moe_ep {moe_ep}")
-    if layout[0] > LARGEST_TP and _divided(layout, model) != layout:
-        return _rack(row, layout[0])
+        return (tp, pp, 1, 1, 1)
+    if tp == experts and moe_tp == moe_ep > 1:
+        return (moe_tp, pp, 1, 1, moe_ep)
+    if dp == experts and moe_tp == moe_ep > 1:
+        return (1, pp, moe_tp, 1, moe_ep)
+    if tp == dp > 1 and moe_ep == tp * dp:
+        return (tp, pp, 1, 1, tp)
+    if tp * dp == experts:
+        return (tp, pp, dp, moe_tp, moe_ep)
+    if experts == 1:
+        return (tp, pp, dp, tp * dp, 1)
+    if experts % tp == 0:
+        return (tp, pp, experts // tp, moe_tp, moe_ep)
+    raise InputError(f"tp {tp} and dp {dp} do not go with moe_tp {moe_tp} and moe_ep {moe_ep}")
+
+
+def _agg(row: Mapping[str, Any], model: Model) -> dict[str, Pool]:
+    layout = _agg_layout(row, model)
     return {"agg": Pool(_divided(layout, model))}
 
 
-def _rack(row: Mapping[str, Any], gpus: int) -> dict[str, Pool]:
-    """A whole rack told as one worker: prefill workers of a node of 8 beside one wide decode."""
-    decode = WIDE_GPUS if row["isl"] > row["osl"] else gpus * 2 // 3
-    wide = tuple((1, 1, size, 1, size) for size in (NODE_GPUS, decode))
-    return {
-        "prefill": Pool(wide[0], max((gpus - decode) // NODE_GPUS, 1)),
-        "decode": Pool(wide[1]),
-    }
-
-
 def _disagg(row: Mapping[str, Any], model: Model, attention_dp_from: float) -> dict[str, Pool]:
-    system = load_system(row["system"])
-    if whole := _all_gpus(row, model, system):
-        return whole
     pools = {}
     for role in ROLES:
         tp, pp, dp, moe_tp, moe_ep = _sizes(row, f"{role}_")
         gpus, workers = tp * dp, row.get(f"{role}_num_workers")
-        if not workers and gpus == 1 and _too_large_for_one(model, system):
-            wide = role == "decode" and _clients(row) >= WIDE_FROM
-            gpus = WIDE_GPUS if wide else system.gpus_per_node
+        few = gpus <= NODE_GPUS and role == "decode" and _clients(row) < attention_dp_from
         if not model.is_moe:
             layout = (tp, pp, 1, 1, 1)
             workers = (workers or 1) * dp
@@ -322,52 +359,10 @@ def _disagg(row: Mapping[str, Any], model: Model, attention_dp_from: float) -> d
             layout = (tp, pp, dp, moe_tp, moe_ep)
         elif moe_ep == 1 and gpus <= NODE_GPUS:
             layout = (gpus, pp, 1, gpus, 1)
-        elif _attention_tp(role, gpus, row, system, attention_dp_from):
-            layout = (gpus, pp, 1, 1, gpus)
         else:
-            layout = (1, pp, gpus, 1, gpus)
+            layout = (gpus, pp, 1, 1, gpus) if few else (1, pp, gpus, 1, gpus)
         pools[role] = Pool(_divided(layout, model), round(workers) if workers else None)
     return pools
-
-
-def _attention_tp(
-    role: str, gpus: int, row: Mapping[str, Any], system: System, attention_dp_from: float
-) -> bool:
-    """Whether the attention of a flattened run's expert parallel worker is tensor parallel."""
-    if role == "prefill":
-        return gpus <= NODE_GPUS and _on_servers(row["backend"], system)
-    if gpus <= NODE_GPUS:
-        return _clients(row) < attention_dp_from
-    return gpus <= 2 * NODE_GPUS and not system.gpus_per_rack
-
-
-def _on_servers(backend: str, system: System) -> bool:
-    """Whether SGLang's recipes for servers without an NVLink rack hold."""
-    return backend == "sglang" and not system.gpus_per_rack
-
-
-def _all_gpus(row: Mapping[str, Any], model: Model, system: System) -> dict[str, Pool]:
-    """Pools of a run on a rack that tells the GPUs of both together as the size of each, if so.
-
-    Decode is a worker of the largest power of two below, of half that where many clients send long
-    prompts; prefill the rest, a tray each.
-    """
-    told = [_sizes(row, f"{role}_") for role in ROLES]
-    gpus, tray = told[0][0] * told[0][2], system.gpus_per_node
-    counted = any(row.get(f"{role}_num_workers") for role in ROLES)
-    on_rack = model.is_moe and system.gpus_per_rack and gpus > NODE_GPUS
-    if counted or not on_rack or told[0] != told[1]:
-        return {}
-    decode = 2 ** ((gpus - 1).bit_length() - 1)
-    if row["isl"] > row["osl"] and _clients(row) >= MANY_CLIENTS:
-        decode //= 2
-    wide = tuple((1, 1, size, 1, size) for size in (tray, decode))
-    return {"prefill": Pool(wide[0], max((gpus - decode) // tray, 1)), "decode": Pool(wide[1])}
-
-
-def _too_large_for_one(model: Model, system: System) -> bool:
-    """Whether even 4-bit weights exceed one GPU: the sizes are not told."""
-    return param_count(model) / 2 > system.memory_bytes
 
 
 def _clients(row: Mapping[str, Any]) -> float:

@@ -1,7 +1,7 @@
 """Predict measured runs: price the steps of each pool, simulate the benchmark's closed loop.
 
-Runs that share a worker share its priced steps. What a run does not record is taken from
-`calibration.assumed`: how many workers a pool has, and whether drafts were used.
+Runs that share a worker share its priced steps. What neither a run nor its recipe tells is as
+`unrecorded` has it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,9 @@ from paretoserve.accuracy.measurements import Measurement
 from paretoserve.accuracy.unrecorded import (
     decode_workers,
     drafts,
-    poll_steps,
-    prefill_workers,
+    exchanges,
     slots,
+    times_of,
 )
 from paretoserve.calibration import Calibration, EngineTimes
 from paretoserve.errors import InputError
@@ -37,6 +37,7 @@ from paretoserve.serving.engines import (
     in_engine,
     kv_capacity_tokens,
     launches,
+    prefilling,
 )
 from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.serving.surfaces import Limits, Surface, surface
@@ -93,7 +94,7 @@ class Predictor:
         reach: dict[Worker, list[int]] = {}
         for run in runs:
             for role in run.pools:
-                worker = worker_of(run, role, drafts(run, calibration))
+                worker = worker_of(run, role, drafts(run))
                 limit = _limit(worker, run, whole_budget=role == "prefill")
                 most = reach.setdefault(worker, [0, 0, 0, 0])
                 needs = (
@@ -152,24 +153,23 @@ class Predictor:
 
     def _system(self, run: Measurement, calibration: Calibration) -> tuple[Engine | Disagg, float]:
         """The deployment of a run, and its GPUs, 0 if these are not known."""
+        times = times_of(run, calibration)
         if "agg" in run.pools:
-            times = calibration.engines[run.backend]
             return self._engine(run, "agg", calibration, times), run.gpus
         x, y = self._workers(run, calibration)
-        times = calibration.engines[run.backend]
         # A part of a worker more is whole workers that are slower.
         slower = replace(times, prefill_kernel_scale=times.prefill_kernel_scale * ceil(x) / x)
         prefill, decode = (
             self._engine(run, "prefill", calibration, slower),
             self._engine(run, "decode", calibration, times),
         )
-        decode = replace(decode, max_batch=slots(run, y, calibration))
+        decode = replace(decode, max_batch=slots(run, y))
         worker = worker_of(run, "prefill", 0)
         cached = request_cache_bytes(
             find_model(worker.model), worker.precision, _layout(worker.layout), np.array([run.isl])
         )
         system = Disagg(
-            prefill,
+            prefilling(prefill),
             decode,
             ceil(x),
             y,
@@ -181,15 +181,15 @@ class Predictor:
         return system, run.gpus
 
     def _workers(self, run: Measurement, calibration: Calibration) -> tuple[float, int]:
-        """Prefill and decode workers of a run. Where they are not told and nothing else is known
-        of them (see unrecorded), as much prefill as decode takes at its pace, in whole or in part.
+        """Prefill and decode workers of a run; where they are not told, as much prefill as decode
+        takes at its pace, in whole or in part.
         """
         prefill, decode = run.pools["prefill"], run.pools["decode"]
         assumed, times = calibration.assumed, calibration.engines[run.backend]
         y = decode.workers or self._decode_workers(run, calibration)
-        if x := prefill.workers or prefill_workers(run, assumed):
-            return x, y
-        nextn = drafts(run, calibration)
+        if prefill.workers:
+            return prefill.workers, y
+        nextn = drafts(run)
         p, d = (self._surfaces[worker_of(run, role, nextn)] for role in ("prefill", "decode"))
         for priced in (p, d):
             if isinstance(priced, InputError):
@@ -208,7 +208,7 @@ class Predictor:
     def _decode_workers(self, run: Measurement, calibration: Calibration) -> int:
         """As many as `Assumed` says, or more if their caches do not hold all requests."""
         assumed = calibration.assumed
-        worker = worker_of(run, "decode", drafts(run, calibration))
+        worker = worker_of(run, "decode", drafts(run))
         dp = worker.layout[2]
         held = _kv_tokens(worker, run) * dp
         needed = ceil(run.concurrency * (run.isl + run.osl) / held)
@@ -217,17 +217,17 @@ class Predictor:
     def _engine(
         self, run: Measurement, role: str, calibration: Calibration, times: EngineTimes
     ) -> Engine:
-        worker = worker_of(run, role, drafts(run, calibration))
+        worker = worker_of(run, role, drafts(run))
         priced, nextn = self._surfaces[worker], worker.nextn
         if isinstance(priced, InputError):
             raise priced
         rules = backend_rules(run.backend)
         limit = _limit(worker, run, whole_budget=role == "prefill")
         rates = (calibration.assumed.accept_rate,) * nextn
-        return engine(
+        found = engine(
             priced,
             launches(find_model(worker.model)),
-            replace(times, poll_steps=poll_steps(run, calibration)),
+            times,
             rules,
             limit,
             _kv_tokens(worker, run),
@@ -235,6 +235,8 @@ class Predictor:
             pp=worker.layout[1],
             tokens_per_step=expected_tokens_per_step(nextn, rates),
         )
+        overlapped = run.host_overlaps or not nextn
+        return replace(found, host=replace(found.host, overlapped=overlapped))
 
 
 def _layout(sizes: Sequence[int]) -> Layout:
@@ -291,6 +293,7 @@ def worker_of(run: Measurement, role: str, nextn: int) -> Worker:
     pool = run.pools[role]
     _, _, dp, moe_tp, moe_ep = pool.layout
     precision = default_precision(run.model, run.system, run.backend, run.precision)
-    wide_ep = dp > 1 and moe_ep > 1 and moe_tp == 1
+    spread = dp > 1 and moe_ep > 1 and moe_tp == 1
+    wide_ep = spread and exchanges(run, precision.moe)
     nextn = 0 if role == "prefill" else nextn
     return Worker(run.model, run.system, run.backend, precision, pool.layout, nextn, wide_ep)

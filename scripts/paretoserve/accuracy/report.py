@@ -22,14 +22,14 @@ from paretoserve.uncertainty import Residuals, intervals
 
 TARGET_TPOT_MS = 20.0  # of the decisions
 LEAST_ROWS = 10  # of a slice that is shown
-SLICED = ("backend", "mode", "system", "model", "precision", "clients", "workers")
+SLICED = ("backend", "mode", "system", "model", "precision", "clients", "deployment")
 
 
 @dataclass(frozen=True)
 class Scored:
     """Runs with what was predicted of them; arrays (N,) of `columns`, NaN where there is nothing.
 
-    columns: backend, mode, system, model, precision, clients (a bucket), workers (told or not),
+    columns: backend, mode, system, model, precision, clients (a bucket), deployment (told or not),
     layout, isl, osl, concurrency, gpus, reason; measured and predicted ttft_ms and tpot_ms; their
     low and high ends, and keeps: the probability that tpot is within TARGET_TPOT_MS.
     """
@@ -67,7 +67,7 @@ def scored_runs(
     }
     for name in ("isl", "osl", "concurrency", "gpus"):
         columns[name] = np.array([getattr(run, name) for run in runs])
-    columns["counted"] = np.array([run.counted for run in runs])
+    columns["settled"] = np.array([run.settled for run in runs])
     columns["reason"] = np.array([one.reason for one in predictions], object)
     for name in ("ttft_ms", "tpot_ms"):
         columns[f"measured_{name}"] = np.array([getattr(run, name) for run in runs])
@@ -79,7 +79,7 @@ def scored_held_out(table: pa.Table, known: Residuals, scheme: str) -> Scored:
     """Score held-out predictions; intervals of a fold come from the residuals of the others."""
     names = {"backend", "mode", "system", "model", "precision", "layout", "reason"}
     columns = {name: np.array(table[name].to_pylist()) for name in names}
-    for name in ("isl", "osl", "concurrency", "gpus", "counted", "fold"):
+    for name in ("isl", "osl", "concurrency", "gpus", "settled", "fold"):
         columns[name] = table[name].to_numpy(zero_copy_only=False)
     for name in ("ttft_ms", "tpot_ms"):
         columns[f"measured_{name}"] = table[name].to_numpy().astype(float)
@@ -100,7 +100,7 @@ def _derived(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {
         "length_share": np.where(varying, sum(VARYING) / 2, 1.0),
         "clients": np.array([concurrency_bucket(c) for c in columns["concurrency"].tolist()]),
-        "workers": np.where(columns["counted"], "told", "not told"),
+        "deployment": np.where(columns["settled"], "told", "not told"),
     }
 
 
@@ -109,7 +109,7 @@ def _stated(columns: Mapping[str, np.ndarray], known: Residuals) -> dict[str, np
         known,
         columns["backend"],
         columns["mode"],
-        columns["counted"],
+        columns["settled"],
         columns["concurrency"],
         columns["predicted_ttft_ms"],
         columns["predicted_tpot_ms"],

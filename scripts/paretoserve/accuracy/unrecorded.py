@@ -1,87 +1,62 @@
 """What measured runs do not record, as `calibration.assumed` has it.
 
-Flattened disagg runs, whose workers are not told, are of recipes that differ by engine:
-
-TensorRT-LLM  decode workers that the clients can be spread over evenly, each with a power of two
-              of slots and a few clients more than slots; prefill as much as keeps them busy
-SGLang        on servers one prefill worker; on an NVLink rack, beside decode wider than a node,
-              half as many GPUs as decode for short prompts, for long ones the rest of the rack
+Drafts, slots and workers are those of the published recipe that a run is of (see recipes); here is
+what no recipe tells, and what is taken where there is none.
 """
 
-from math import ceil, log2
+from dataclasses import replace
+from math import ceil
 
-from paretoserve.accuracy.measurements import NODE_GPUS, Measurement
-from paretoserve.calibration import Assumed, Calibration
+from paretoserve.accuracy.measurements import Measurement
+from paretoserve.calibration import Assumed, Calibration, EngineTimes
 from paretoserve.hardware import load_system
 from paretoserve.models.catalog import find_model
 
 BLACKWELL = 100  # its first SM version
-ROUND = 32  # clients
-OTHER_COUNTS = (3, 5)  # of decode workers, where clients are no multiple of the usual one
+# Of disaggregated runs of TensorRT-LLM the version told is Dynamo's.
+EARLY_DYNAMO = ("0.5.", "0.6.", "0.7.")
 
 
-def drafts(run: Measurement, calibration: Calibration) -> int:
-    """Draft tokens of a step: what is assumed, as no run records them."""
-    assumed = calibration.assumed
-    flattened = run.mode == "disagg" and not run.counted
-    if not flattened or run.backend != "trtllm" or not find_model(run.model).mtp_layers:
-        return 0
-    _, _, dp, _, moe_ep = run.pools["decode"].layout
-    if dp > 1:
-        many = run.concurrency > assumed.many_clients
-        return round(assumed.draft_tokens_many if many else assumed.draft_tokens)
-    if moe_ep > 1 and assumed.drafts_above < run.concurrency <= assumed.drafts_below:
-        return round(assumed.draft_tokens)
-    return 0
+def drafts(run: Measurement) -> int:
+    """Draft tokens of a step."""
+    return run.draft_tokens if find_model(run.model).mtp_layers else 0
 
 
 def decode_workers(run: Measurement, assumed: Assumed) -> int:
-    """Decode workers of a flattened run."""
+    """Decode workers of a run that tells none and is of no recipe, by their attention."""
     wide = run.pools["decode"].layout[2] > 1
-    # A prefill worker keeps fewer of them busy where prompts are long.
-    if run.on_servers and (wide or run.isl > run.osl):
-        return round(assumed.server_decode_workers)
-    if wide:
-        return round(assumed.dp_decode_workers)
-    usual = round(assumed.tp_decode_workers)
-    counts = (usual, *OTHER_COUNTS) if run.backend == "trtllm" else ()
-    return next((count for count in counts if run.concurrency % count == 0), usual)
+    return round(assumed.dp_decode_workers if wide else assumed.tp_decode_workers)
 
 
-def prefill_workers(run: Measurement, assumed: Assumed) -> float | None:
-    """Prefill workers of a flattened run; None where it is so many as its decode workers need."""
-    prefill, decode = run.pools["prefill"], run.pools["decode"]
-    if run.on_servers:
-        return assumed.server_prefill_workers
-    if run.backend != "sglang" or decode.gpus <= NODE_GPUS:
-        return None
-    rest = load_system(run.system).gpus_per_rack - decode.gpus
-    return max((rest if run.isl > run.osl else decode.gpus / 2) / prefill.gpus, 1.0)
-
-
-def slots(run: Measurement, workers: int, calibration: Calibration) -> int:
-    """Requests that a decode rank of a disagg run may hold, one of so many workers.
-
-    All that come to it, but for models with experts of TensorRT-LLM on the dashboards: there a
-    power of two, if clients are not many more. Wide decode for a round number of clients has a slot
-    for each.
+def slots(run: Measurement, workers: int) -> int:
+    """Requests that a decode rank may hold, one of so many workers: all that come to it unless
+    told.
     """
-    assumed, ranks = calibration.assumed, run.pools["decode"].layout[2]
-    each = run.concurrency / workers / ranks
-    recipe = run.of_dashboard and run.backend == "trtllm" and find_model(run.model).is_moe
-    bound = run.concurrency % ROUND if ranks > 1 else each >= assumed.slots_from
-    if recipe and bound:
-        power = 2 ** int(log2(max(each, 1)))
-        if each <= power * assumed.clients_per_slot:
-            return power
-    return ceil(each)
+    return run.decode_slots or ceil(run.concurrency / workers / run.pools["decode"].layout[2])
 
 
-def poll_steps(run: Measurement, calibration: Calibration) -> float:
-    """Steps from one look for new requests to the next: dashboards run SGLang with rarer ones."""
-    assumed = calibration.assumed
-    if run.backend != "sglang" or not run.of_dashboard:
-        return calibration.engines[run.backend].poll_steps
-    many = run.concurrency >= assumed.poll_many_from
-    blackwell = (load_system(run.system).sm_version or 0) >= BLACKWELL
-    return assumed.poll_steps_many if many and blackwell else assumed.poll_steps
+def exchanges(run: Measurement, experts: str) -> bool:
+    """Whether attention ranks send tokens to their experts' GPUs, and not all tokens to all GPUs.
+
+    SGLang's recipes name DeepEP on NVLink racks only. TensorRT-LLM's own all-to-all needs a rack,
+    and its DeepGEMM experts (block FP8) know none.
+    """
+    rack = load_system(run.system).gpus_per_rack is not None
+    return rack and (run.backend == "sglang" or experts == "nvfp4")
+
+
+def times_of(run: Measurement, calibration: Calibration) -> EngineTimes:
+    """The engine's times as the run had them.
+
+    Dashboards run SGLang with rarer looks for requests, from Blackwell on and with many clients
+    more so. Dynamo's early versions handed requests over sooner.
+    """
+    assumed, times = calibration.assumed, calibration.engines[run.backend]
+    if run.backend == "sglang" and run.of_dashboard:
+        many = run.concurrency >= assumed.poll_many_from
+        blackwell = (load_system(run.system).sm_version or 0) >= BLACKWELL
+        steps = assumed.poll_steps_many if many and blackwell else assumed.poll_steps
+        return replace(times, poll_steps=steps)
+    if run.backend == "trtllm" and run.mode == "disagg" and run.version.startswith(EARLY_DYNAMO):
+        return replace(times, hand_over_ms=assumed.early_hand_over_ms)
+    return times

@@ -152,6 +152,7 @@ class Checkpoint:
     moe: str
     attention: str
     kv_cache: str = ""
+    output: str = ""
 
     @property
     def quant_mode(self) -> str:

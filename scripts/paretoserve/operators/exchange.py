@@ -67,8 +67,8 @@ class Exchange:
         self, way: str, tokens_are: str, dtype: str
     ) -> tuple[PerfTables, str, list[ShapeTables]]:
         """Whose tables, the nearest release that was measured, and one table per phase."""
-        measured, source = self._source(tokens_are)
         rate = quant.mode("weights", dtype).flops
+        measured, source = self._source(tokens_are, rate)
         width = COMBINED_BYTES if way == "combine" else self._settings.dispatched_bytes[rate]
         tables = []
         for phase in PHASES[way]:
@@ -93,8 +93,9 @@ class Exchange:
             f"measured: {', '.join(names)}"
         )
 
-    def _source(self, tokens_are: str) -> tuple[PerfTables, ExchangeTable]:
-        sources = self._settings.exchange[self._tables.backend][tokens_are]
+    def _source(self, tokens_are: str, rate: str) -> tuple[PerfTables, ExchangeTable]:
+        listed = self._settings.exchange[self._tables.backend][tokens_are]
+        sources = [source for source in listed if not source.rates or rate in source.rates]
         for source in sources:
             for tables in (self._tables, *self._with_same_links):
                 if tables.releases(source.table):

@@ -45,7 +45,7 @@ class Kernels:
         self._experts = cache(lambda table: Experts(tables, estimation().experts, table))
         settings = estimation().interpolation
         if strict:
-            settings = replace(settings, gemm_spike=inf)
+            settings = replace(settings, gemm_spike=inf, gemm_fused_quantisation={})
         # Operators of a table share what they opened of other engines.
         self._make = cache(lambda of_type, other: of_type(other, settings))
 

@@ -123,11 +123,11 @@ class Engine:
 class Disagg:
     """A replica of `prefill_workers` x `prefill` and `decode_workers` x `decode`.
 
-    A prefill worker computes its batch of prompts in passes of up to its token budget. Then the
-    cache of each travels for `transfer_ms` + `transfer_ms_per_token` x isl; a decode worker with
-    the fewest requests takes it. `first_token` is seen by the client when it is computed
-    ("prefill"), when the cache has arrived ("transfer"), or when the decode worker has admitted the
-    request ("admission").
+    A prefill worker computes its batch of prompts in passes of up to its token budget. Meanwhile
+    it sends the caches of those before, one after the other, each for `transfer_ms_per_token` x
+    isl; `transfer_ms` later a decode worker with the fewest requests takes it. `first_token` is
+    seen by the client when it is computed ("prefill"), when the cache has arrived ("transfer"), or
+    when the decode worker has admitted the request ("admission").
     """
 
     prefill: Engine
@@ -615,7 +615,7 @@ def _disaggregated(load: Load, system: Disagg) -> Simulated:
     pace = decode.tokens_per_step
     steps_of = np.ceil((osl_drawn - 1) / pace).astype(int).tolist()
     before = (host.request_ms + host.per_prompt_token_ms * isl_drawn).tolist()
-    transfer = (system.transfer_ms + system.transfer_ms_per_token * isl_drawn).tolist()
+    sending = (system.transfer_ms_per_token * isl_drawn).tolist()
     # Caches that come from afar are not computed again: what is admitted, on the mean, stays.
     reserved = (isl_drawn + max(decode.kv_reserved, 0.5) * osl_drawn).tolist()
     _check_fits((isl_drawn + osl_drawn).tolist(), decode)
@@ -629,7 +629,8 @@ def _disaggregated(load: Load, system: Disagg) -> Simulated:
     heapify(events)
     waiting: deque[int] = deque()
     # A pipeline takes the next batch when its first stage is free: each stage counts as a worker.
-    free, passes = system.prefill_workers * prefill.pp, 0
+    free, passes = sorted(list(range(system.prefill_workers)) * prefill.pp), 0
+    sent_until = [0.0] * system.prefill_workers  # by each, one cache after the other
     issued, finished, now = clients, 0, 0.0
 
     def finish(i: int, moment: float) -> None:
@@ -670,11 +671,12 @@ def _disaggregated(load: Load, system: Disagg) -> Simulated:
         if kind == ARRIVED:
             waiting.append(what)
         elif kind == COMPUTED:
-            free += 1
+            heappush(free, run)
             for i in what:
                 if system.first_token == "prefill":
                     first[i] = now
-                heappush(events, (now + transfer[i], MOVED, i, 0))
+                sent_until[run] = max(sent_until[run], now) + sending[i]
+                heappush(events, (sent_until[run] + system.transfer_ms, MOVED, i, 0))
         elif kind == MOVED:
             index = loads.index(min(loads))
             loads[index] += 1
@@ -693,9 +695,8 @@ def _disaggregated(load: Load, system: Disagg) -> Simulated:
         if not (events and events[0][0] <= now and events[0][1] == ARRIVED):
             while free and waiting:
                 prompts, took, count = _prefill_batch(waiting, isl, prefill, prompt_cost)
-                free -= 1
                 passes += count
-                heappush(events, (now + took, COMPUTED, prompts, 0))
+                heappush(events, (now + took, COMPUTED, prompts, heappop(free)))
 
     end, steps = max(done), sum(worker.steps for worker in workers)
     tallies = Tallies(

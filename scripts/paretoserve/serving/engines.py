@@ -133,6 +133,13 @@ def engine(
     )
 
 
+def prefilling(worker: Engine) -> Engine:
+    """The same worker where it only prefills: nobody's answer starts there, no prompt has its own
+    host time.
+    """
+    return replace(worker, host=replace(worker.host, per_prompt_ms=0.0))
+
+
 def hand_over_ms(times: EngineTimes, decode: Engine, requests: float, kv_len: float) -> float:
     """Time from prefill to decode beside the transfer, for a decode rank with so many requests.
 

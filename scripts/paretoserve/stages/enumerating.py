@@ -14,7 +14,7 @@ from paretoserve.hardware import load_system
 from paretoserve.layout import Layout, Precision
 from paretoserve.memory import GIB, worker_memory
 from paretoserve.models.catalog import find_model
-from paretoserve.precision import projections_mode
+from paretoserve.precision import projections_modes
 from paretoserve.search import Layouts, batch_sizes, layouts, prompt_budgets
 from paretoserve.settings import backend_rules, estimation
 
@@ -27,14 +27,16 @@ def enumerate_candidates(group: Group) -> pa.Table:
 def precision_of(work: Work) -> Precision:
     """Return the precision modes of a work's worker."""
     worker = work.worker
+    projections, output = projections_modes(
+        work.model_name, worker.gemm_quant_mode, worker.moe_quant_mode
+    )
     return Precision(
         gemm=worker.gemm_quant_mode,
         moe=worker.moe_quant_mode,
         kv_cache=worker.kvcache_quant_mode,
         attention=worker.fmha_quant_mode,
-        projections=projections_mode(
-            work.model_name, worker.gemm_quant_mode, worker.moe_quant_mode
-        ),
+        projections=projections,
+        output=output,
     )
 
 

@@ -25,7 +25,14 @@ from paretoserve.memory import request_cache_bytes
 from paretoserve.models.catalog import find_model
 from paretoserve.operators.kernels import kernels_of
 from paretoserve.serving.closed_loop import Disagg, Engine, Load, simulate
-from paretoserve.serving.engines import Limit, engine, hand_over_ms, kv_capacity_tokens, launches
+from paretoserve.serving.engines import (
+    Limit,
+    engine,
+    hand_over_ms,
+    kv_capacity_tokens,
+    launches,
+    prefilling,
+)
 from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.serving.surfaces import Limits, Surface, surface
 from paretoserve.settings import Simulation, backend_rules, estimation
@@ -148,7 +155,7 @@ def replica(experiment: Experiment, row: Row) -> Engine | Disagg:
         np.array([prefill.isl]),
     )
     return Disagg(
-        engines["prefill"],
+        prefilling(engines["prefill"]),
         engines["decode"],
         row["prefill_workers"],
         row["decode_workers"],
