@@ -112,6 +112,7 @@ def test_workflow_packs_to_the_same_files(tmp_path, results, archive):
     assert ours["asked"] == "mine.yaml"
 
 
+@pytest.mark.slow
 def test_sweep_repeats_as_it_was_divided_generated_and_compared(tmp_path, results):
     """With its own chunk size, files for winners only, and a report on what changed."""
     [earlier] = (path.parent for path in results.glob("*/report.txt"))

@@ -250,7 +250,7 @@ def test_command_line_leaves_the_same_bytes(repository, answered):
     assert content(repository.root / "direct") == content(repository.root / "results")
 
 
-QUICK = ("hetero_disagg.yaml", "three_engines.yaml")
+QUICK = ("hetero_disagg.yaml",)
 
 
 @pytest.mark.parametrize(
