@@ -95,12 +95,13 @@ def test_a_draft_that_is_never_accepted_only_costs():
     assert served(nextn=1, nextn_accept_rates=[0]) < without < accepted
 
 
-@pytest.mark.parametrize("serving_mode", ["agg", "disagg"])
-def test_wide_expert_parallelism_on_racks(serving_mode):
+# disagg: 2.5 to 2.9 s alone, as each of three ranks is driven by 3,456 clients for 34,560 requests.
+@pytest.mark.parametrize(("serving_mode", "limit_s"), [("agg", 3), ("disagg", 5)])
+def test_wide_expert_parallelism_on_racks(serving_mode, limit_s):
     config = {"nextn": 2, "nextn_accept_rates": RATES}
     row, status, seconds = answer(**WIDE, serving_mode=serving_mode, config=config)
     assert row, status["reason"]
-    assert seconds < 3
+    assert seconds < limit_s
     assert row["gpus_used"] <= 512
 
 
