@@ -126,7 +126,7 @@ RULES = disagg.ReplicaRules(None, 0, 32, 32)
 def matched(total_gpus, prefill, decode, rules=RULES, ttft_limit_ms=np.inf, ranks=1):
     """One prefill worker kind (gpus, ms of a pass) and one decode kind (gpus, requests/s)."""
     shapes = disagg.replica_shapes(prefill[0], decode[0], total_gpus, rules)
-    return disagg.match(
+    pairs = disagg.Pairs(
         shapes,
         np.array([prefill[1]]),
         np.array([ranks * 1e3 / prefill[1]]),
@@ -135,8 +135,8 @@ def matched(total_gpus, prefill, decode, rules=RULES, ttft_limit_ms=np.inf, rank
         np.array([decode[1]]),
         0.9,
         0.92,
-        ttft_limit_ms,
     )
+    return disagg.match(pairs, ttft_limit_ms)
 
 
 def test_rate_match_by_hand():

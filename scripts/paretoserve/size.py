@@ -190,7 +190,7 @@ def _agg_clusters(
 def _disagg_clusters(
     experiment: Experiment, request_rate: float, workers: Mapping[str, answering.Worker]
 ) -> np.ndarray:
-    prefill, decode, tuning = workers["prefill"], workers["decode"], experiment.tuning
+    prefill, decode = workers["prefill"], workers["decode"]
     can = answering.rates(experiment, prefill, decode)
     rules, sizes = answering.replica_rules(experiment), experiment.replica.num_gpu_per_replica
     fast_enough = can.tpot_ms <= experiment.tpot_ms
@@ -206,17 +206,7 @@ def _disagg_clusters(
             p = prefill["gpus_per_worker"] == prefill_gpus
             d = (decode["gpus_per_worker"] == decode_gpus) & fast_enough
             rate = disagg.best_rates(
-                shapes,
-                prefill["prefill_step_ms"][p],
-                can.prefill_seq_per_s[p],
-                prefill.ranks[p],
-                disagg.transfer_ms(
-                    prefill["kv_bytes_per_prompt"][p], shapes.gpus, can.source, can.target
-                ),
-                can.decode_seq_per_s[d],
-                tuning.prefill_correction_scale,
-                tuning.decode_correction_scale,
-                experiment.ttft_ms,
+                answering.pairs(experiment, shapes, workers, can, p, d), experiment.ttft_ms
             )
             able = rate > 0
             gpus, replicas = shapes.gpus[able], replicas_needed(request_rate, rate[able])

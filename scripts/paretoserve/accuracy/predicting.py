@@ -32,12 +32,11 @@ from paretoserve.precision import default_precision
 from paretoserve.serving.closed_loop import Disagg, Engine, Load, simulate
 from paretoserve.serving.engines import (
     Limit,
+    disaggregated,
     engine,
-    hand_over_ms,
     in_engine,
     kv_capacity_tokens,
     launches,
-    prefilling,
 )
 from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.serving.surfaces import Limits, Surface, surface
@@ -168,15 +167,14 @@ class Predictor:
         cached = request_cache_bytes(
             find_model(worker.model), worker.precision, _layout(worker.layout), np.array([run.isl])
         )
-        system = Disagg(
-            prefilling(prefill),
+        system = disaggregated(
+            prefill,
             decode,
-            ceil(x),
-            y,
-            transfer_ms=hand_over_ms(
-                times, decode, run.concurrency / y / decode.dp, run.isl + run.osl / 2
-            ),
-            transfer_ms_per_token=float(cached[0]) / run.isl / times.transfer_gb_per_s / 1e6,
+            (ceil(x), y),
+            times,
+            run.concurrency / y / decode.dp,
+            (run.isl, run.osl),
+            float(cached[0]),
         )
         return system, run.gpus
 

@@ -103,33 +103,38 @@ def serve(
     return Served(supply, demand, rate, utilisation, wait, ttft)
 
 
-def _serve_all(
-    shapes: Shapes,
-    prefill_ms: np.ndarray,
-    prefill_seq_per_s: np.ndarray,
-    prefill_ranks: np.ndarray,
-    transfer_ms: np.ndarray,
-    decode_seq_per_s: np.ndarray,
-    prefill_scale: float,
-    decode_scale: float,
-) -> Iterator[Served]:
-    """Every prefill candidate with every shape and decode candidate, (P, S, part of D).
+@dataclass(frozen=True)
+class Pairs:
+    """Every prefill candidate (P,) with every decode candidate (D,), in every shape (S,).
 
-    The arguments are those of `match`. Work is cut along D to bound its memory.
+    prefill_ranks : batches that one prefill worker has in flight
+    transfer_ms : (P, S)
     """
-    most = max(LARGEST_ARRAY // max(transfer_ms.size, 1), 1)
-    for start in range(0, len(decode_seq_per_s), most):
-        yield serve(
-            shapes.x[None, :, None],
-            shapes.y[None, :, None],
-            prefill_ms[:, None, None],
-            prefill_seq_per_s[:, None, None],
-            prefill_ranks[:, None, None],
-            transfer_ms[:, :, None],
-            decode_seq_per_s[None, None, start : start + most],
-            prefill_scale,
-            decode_scale,
-        )
+
+    shapes: Shapes
+    prefill_ms: np.ndarray
+    prefill_seq_per_s: np.ndarray
+    prefill_ranks: np.ndarray
+    transfer_ms: np.ndarray
+    decode_seq_per_s: np.ndarray
+    prefill_scale: float
+    decode_scale: float
+
+    def served(self) -> Iterator[Served]:
+        """What each does, (P, S, part of D): cut along D to bound the memory of the work."""
+        most = max(LARGEST_ARRAY // max(self.transfer_ms.size, 1), 1)
+        for start in range(0, len(self.decode_seq_per_s), most):
+            yield serve(
+                self.shapes.x[None, :, None],
+                self.shapes.y[None, :, None],
+                self.prefill_ms[:, None, None],
+                self.prefill_seq_per_s[:, None, None],
+                self.prefill_ranks[:, None, None],
+                self.transfer_ms[:, :, None],
+                self.decode_seq_per_s[None, None, start : start + most],
+                self.prefill_scale,
+                self.decode_scale,
+            )
 
 
 @dataclass(frozen=True)
@@ -145,34 +150,12 @@ class Matched:
     ttft_ms: np.ndarray
 
 
-def match(
-    shapes: Shapes,
-    prefill_ms: np.ndarray,
-    prefill_seq_per_s: np.ndarray,
-    prefill_ranks: np.ndarray,
-    transfer_ms: np.ndarray,
-    decode_seq_per_s: np.ndarray,
-    prefill_scale: float,
-    decode_scale: float,
-    ttft_limit_ms: float = np.inf,
-    prefer: str = "rate",
-) -> Matched:
+def match(pairs: Pairs, ttft_limit_ms: float = np.inf, prefer: str = "rate") -> Matched:
     """For each decode candidate (D,), the best prefill candidate (P,) and shape (S,).
 
     Best is the cluster's highest rate within the ttft limit, or its lowest ttft (prefer="ttft").
-    `prefill_ranks` (P,) are the batches that one worker has in flight, `transfer_ms` is (P, S).
     """
-    served = _serve_all(
-        shapes,
-        prefill_ms,
-        prefill_seq_per_s,
-        prefill_ranks,
-        transfer_ms,
-        decode_seq_per_s,
-        prefill_scale,
-        decode_scale,
-    )
-    parts = [_match(shapes, part, ttft_limit_ms, prefer) for part in served]
+    parts = [_match(pairs.shapes, part, ttft_limit_ms, prefer) for part in pairs.served()]
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return Matched(*map(np.concatenate, columns))
 
@@ -199,32 +182,10 @@ def _match(shapes: Shapes, served: Served, ttft_limit_ms: float, prefer: str) ->
     )
 
 
-def best_rates(
-    shapes: Shapes,
-    prefill_ms: np.ndarray,
-    prefill_seq_per_s: np.ndarray,
-    prefill_ranks: np.ndarray,
-    transfer_ms: np.ndarray,
-    decode_seq_per_s: np.ndarray,
-    prefill_scale: float,
-    decode_scale: float,
-    ttft_limit_ms: float,
-) -> np.ndarray:
-    """Highest rate (S,) of one replica of each shape within the ttft limit; 0 where none keeps it.
-
-    The arguments are those of `match`.
-    """
-    best = np.zeros(len(shapes.x))
-    for served in _serve_all(
-        shapes,
-        prefill_ms,
-        prefill_seq_per_s,
-        prefill_ranks,
-        transfer_ms,
-        decode_seq_per_s,
-        prefill_scale,
-        decode_scale,
-    ):
+def best_rates(pairs: Pairs, ttft_limit_ms: float) -> np.ndarray:
+    """Highest rate (S,) of one replica of each shape within the ttft limit, 0 where none is."""
+    best = np.zeros(len(pairs.shapes.x))
+    for served in pairs.served():
         within = np.where(served.ttft_ms <= ttft_limit_ms, served.rate, 0.0)
         best = np.maximum(best, within.max(axis=(0, 2), initial=0.0))
     return best

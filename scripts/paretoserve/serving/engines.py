@@ -10,7 +10,7 @@ from paretoserve.hardware import System
 from paretoserve.layout import Layout, Precision
 from paretoserve.memory import request_cache_bytes, worker_memory
 from paretoserve.models.dimensions import DSA, GDN, GQA, MLA, DenseFFN, Model, MoEFFN
-from paretoserve.serving.closed_loop import Engine, Host
+from paretoserve.serving.closed_loop import Disagg, Engine, Host
 from paretoserve.serving.surfaces import Surface
 from paretoserve.settings import BackendRules, estimation
 
@@ -133,18 +133,30 @@ def engine(
     )
 
 
-def prefilling(worker: Engine) -> Engine:
-    """The same worker where it only prefills: nobody's answer starts there, no prompt has its own
-    host time.
+def disaggregated(
+    prefill: Engine,
+    decode: Engine,
+    workers: tuple[int, int],
+    times: EngineTimes,
+    requests: float,
+    load: tuple[int, int],
+    prompt_bytes: float,
+) -> Disagg:
+    """A replica of so many prefill and decode workers, with what lies between these.
+
+    `requests` of a decode rank, `load` (isl, osl), `prompt_bytes` of a prompt's cache. Nobody's
+    answer starts in a prefill worker: no prompt has its own host time there. A decode worker looks
+    for arrived caches as often as an aggregated one looks for requests: half that many of its steps
+    pass on the mean.
     """
-    return replace(worker, host=replace(worker.host, per_prompt_ms=0.0))
-
-
-def hand_over_ms(times: EngineTimes, decode: Engine, requests: float, kv_len: float) -> float:
-    """Time from prefill to decode beside the transfer, for a decode rank with so many requests.
-
-    A decode worker looks for arrived caches as often as an aggregated one looks for requests: half
-    that many of its steps pass on the mean.
-    """
-    step_ms = decode.surface.decode_step_ms(np.array([max(requests, 1.0)]), np.array([kv_len]))
-    return times.hand_over_ms + (decode.poll_steps - 1) / 2 * float(step_ms[0])
+    isl, osl = load
+    alone = replace(prefill, host=replace(prefill.host, per_prompt_ms=0.0))
+    kv_len = np.array([isl + osl / 2])
+    step_ms = decode.surface.decode_step_ms(np.array([max(requests, 1.0)]), kv_len)
+    return Disagg(
+        alone,
+        decode,
+        *workers,
+        transfer_ms=times.hand_over_ms + (decode.poll_steps - 1) / 2 * float(step_ms[0]),
+        transfer_ms_per_token=prompt_bytes / isl / times.transfer_gb_per_s / 1e6,
+    )

@@ -333,6 +333,29 @@ def rates(experiment: Experiment, prefill: Worker, decode: Worker) -> Rates:
     )
 
 
+def pairs(
+    experiment: Experiment,
+    shapes: disagg.Shapes,
+    workers: Mapping[str, Worker],
+    can: Rates,
+    p: np.ndarray,
+    d: np.ndarray,
+) -> disagg.Pairs:
+    """The prefill workers `p` with the decode workers `d` (masks or rows) in these shapes."""
+    prefill, tuning = workers["prefill"], experiment.tuning
+    kv_bytes = prefill["kv_bytes_per_prompt"][p]
+    return disagg.Pairs(
+        shapes,
+        prefill["prefill_step_ms"][p],
+        can.prefill_seq_per_s[p],
+        prefill.ranks[p],
+        disagg.transfer_ms(kv_bytes, shapes.gpus, can.source, can.target),
+        can.decode_seq_per_s[d],
+        tuning.prefill_correction_scale,
+        tuning.decode_correction_scale,
+    )
+
+
 def _disaggregated(
     experiment: Experiment,
     workers: Mapping[str, Worker],
@@ -340,7 +363,7 @@ def _disaggregated(
     prefer: str,
 ) -> Deployments:
     """For every decode candidate the prefill candidate and xPyD that suit the cluster best."""
-    prefill, decode, tuning = workers["prefill"], workers["decode"], experiment.tuning
+    prefill, decode = workers["prefill"], workers["decode"]
     can = rates(experiment, prefill, decode)
     prefill_rate, decode_rate, tpot_ms = can.prefill_seq_per_s, can.decode_seq_per_s, can.tpot_ms
 
@@ -358,18 +381,7 @@ def _disaggregated(
             p = np.flatnonzero(prefill["gpus_per_worker"] == prefill_gpus)
             d = np.flatnonzero(decode["gpus_per_worker"] == decode_gpus)
             matched = disagg.match(
-                shapes,
-                prefill["prefill_step_ms"][p],
-                prefill_rate[p],
-                prefill.ranks[p],
-                disagg.transfer_ms(
-                    prefill["kv_bytes_per_prompt"][p], shapes.gpus, can.source, can.target
-                ),
-                decode_rate[d],
-                tuning.prefill_correction_scale,
-                tuning.decode_correction_scale,
-                ttft_limit_ms,
-                prefer,
+                pairs(experiment, shapes, workers, can, p, d), ttft_limit_ms, prefer
             )
             found = np.flatnonzero(matched.pair >= 0)
             rows = {

@@ -27,11 +27,10 @@ from paretoserve.operators.kernels import kernels_of
 from paretoserve.serving.closed_loop import Disagg, Engine, Load, simulate
 from paretoserve.serving.engines import (
     Limit,
+    disaggregated,
     engine,
-    hand_over_ms,
     kv_capacity_tokens,
     launches,
-    prefilling,
 )
 from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.serving.surfaces import Limits, Surface, surface
@@ -154,15 +153,14 @@ def replica(experiment: Experiment, row: Row) -> Engine | Disagg:
         _layout(_sizes(row, "prefill")),
         np.array([prefill.isl]),
     )
-    return Disagg(
-        prefilling(engines["prefill"]),
+    return disaggregated(
+        engines["prefill"],
         engines["decode"],
-        row["prefill_workers"],
-        row["decode_workers"],
-        transfer_ms=hand_over_ms(
-            times, engines["decode"], row["decode_batch_size"], prefill.isl + prefill.osl / 2
-        ),
-        transfer_ms_per_token=float(cached[0]) / prefill.isl / times.transfer_gb_per_s / 1e6,
+        (row["prefill_workers"], row["decode_workers"]),
+        times,
+        row["decode_batch_size"],
+        (prefill.isl, prefill.osl),
+        float(cached[0]),
     )
 
 
