@@ -32,10 +32,17 @@ from paretoserve.accuracy.scoring import (
     errors,
     interval_coverage,
 )
-from paretoserve.accuracy.unrecorded import decode_workers, exchanges, slots, times_of
+from paretoserve.accuracy.unrecorded import (
+    accept_rates,
+    decode_workers,
+    exchanges,
+    slots,
+    times_of,
+)
 from paretoserve.accuracy.validating import SCHEMES, held_out
 from paretoserve.calibration import Assumed, EngineTimes, calibration
 from paretoserve.errors import InputError
+from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.uncertainty import Residuals
 
 SHARED = paths.ROOT.parent / "shared" / "data" / "silicon_train.csv"
@@ -332,6 +339,17 @@ def test_what_no_recipe_tells(tmp_path):
     early, late = (flattened(8, backend_version=version) for version in ("0.7.0", "0.8.1"))
     assert times_of(early, numbers).hand_over_ms == numbers.assumed.early_hand_over_ms
     assert times_of(late, numbers) == numbers.engines["trtllm"]
+
+
+def test_long_answers_accept_more_drafts(tmp_path):
+    """Three drafts of a step: 2.533 tokens, 2.952 where answers have 8,192 tokens."""
+    assumed = calibration().assumed
+
+    def tokens_per_step(osl):
+        run = replace(one(tmp_path, osl=osl), draft_tokens=3)
+        return expected_tokens_per_step(3, accept_rates(run, assumed))
+
+    assert [tokens_per_step(osl) for osl in (1024, 8192)] == pytest.approx([2.533, 2.952])
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,26 @@ def milliseconds(latency, name: str) -> np.ndarray:
     return latency.ms[:, latency.operators.index(name)]
 
 
+def test_norms_of_queries_and_keys():
+    """62 layers of MiniMax-M2.5 on 4 GPUs, 12 + 2 heads of 128 each, one norm over all of them: by
+    hand, 4 values per token all-reduced. Norms of each head are part of the attention kernel."""
+    tables, layout = PerfTables("h200_sxm", "vllm", "0.24.0"), layouts((4, 1, 1, 4, 1))
+    kernels, eight_bit = Kernels(tables), Precision("fp8_block", "fp8_block", "fp8", "float16")
+
+    def decoded(model):
+        return step_latency(find_model(model), eight_bit, layout, decode(1, 64), kernels)
+
+    found = decoded("MINIMAX_M2.5")
+    bandwidth = tables.system.memory_bandwidth * tables.system.memory_bandwidth_efficiency
+    for name, passes in (("qk_norm", 4), ("qk_norm_sums", 2)):
+        by_hand = passes * 64 * 14 * 128 / bandwidth * 1e3 + 0.003
+        assert milliseconds(found, name) == pytest.approx(62 * by_hand)
+    stored = rows(("h200_sxm", "vllm", "0.24.0"), "custom_allreduce", num_gpus=4, elements=256)
+    assert milliseconds(found, "qk_norm_ar") == pytest.approx(62 * stored["latency_ms"].min())
+    for other in ("QWEN3_235B", "MOE_Mixtral8x7B"):
+        assert not {"qk_norm", "qk_norm_ar"} & set(decoded(other).operators)
+
+
 def test_experts_return_measured_points():
     shape = {"topk": 8, "experts": 256, "hidden": 7168, "inter": 2048}
     stored = rows(H200, "moe", dtype="fp8_block", distribution="power_law_1.01", **shape)
@@ -274,7 +294,7 @@ def test_wide_expert_parallelism_exchanges_instead_of_gathering():
     stored = rows(
         ("gb200", "trtllm", "1.3.0rc10"),
         "wideep_moe",
-        distribution="power_law_1.01",
+        distribution="power_law_1.01_eplb",
         hidden=7168,
         experts=256,
         slots=256,

@@ -95,13 +95,12 @@ def test_a_draft_that_is_never_accepted_only_costs():
     assert served(nextn=1, nextn_accept_rates=[0]) < without < accepted
 
 
-# disagg: 2.3 to 3.2 s alone, as the second rank is one replica of 256 GPUs: 253,440 requests.
-@pytest.mark.parametrize(("serving_mode", "limit_s"), [("agg", 3), ("disagg", 5)])
-def test_wide_expert_parallelism_on_racks(serving_mode, limit_s):
+@pytest.mark.parametrize("serving_mode", ["agg", "disagg"])
+def test_wide_expert_parallelism_on_racks(serving_mode):
     config = {"nextn": 2, "nextn_accept_rates": RATES}
     row, status, seconds = answer(**WIDE, serving_mode=serving_mode, config=config)
     assert row, status["reason"]
-    assert seconds < limit_s
+    assert seconds < 3
     assert row["gpus_used"] <= 512
 
 

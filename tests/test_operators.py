@@ -11,6 +11,7 @@ from paretoserve.interpolation import (
     EXTRAPOLATED,
     MEASURED,
     SPEED_OF_LIGHT,
+    SUBSTITUTED,
 )
 from paretoserve.operators.collectives import hand_over_ms
 from paretoserve.operators.elementwise import memory_ms
@@ -69,6 +70,17 @@ def test_the_quantisation_that_vllm_fuses_is_taken_off_its_measured_gemms():
     assert found.ms == pytest.approx(measured_ms - kernel_ms)
     assert (found.provenance != MEASURED).all()
     assert Kernels(tables, strict=True).gemm.latency(*asked).ms == pytest.approx(measured_ms)
+
+
+def test_that_quantisation_stays_where_vllm_s_gemms_stand_in():
+    """TensorRT-LLM's own are screened on h200_sxm, and it quantises by a kernel of its own."""
+    asked = "fp8", np.array([128, 8192]), np.full(2, 7168), np.full(2, 16384)
+    measured, stood_in = (
+        Kernels(PerfTables("h200_sxm", *engine), strict=strict).gemm.latency(*asked)
+        for engine, strict in ((("vllm", "0.24.0"), True), (("trtllm", "1.3.0rc20"), False))
+    )
+    assert stood_in.ms == pytest.approx(measured.ms)
+    assert (stood_in.provenance == SUBSTITUTED).all()
 
 
 def test_a_gemm_far_above_both_its_neighbours_is_no_measurement():

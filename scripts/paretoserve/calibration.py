@@ -34,7 +34,8 @@ class EngineTimes:
     request_ms (ms/request) : server, tokeniser and router, before the scheduler
     per_prompt_token_us (us/token) : more of it for every token of the prompt
     hand_over_ms (ms/request) : disagg, from the end of prefill to decode, beside the transfer
-    transfer_gb_per_s (GB/s) : disagg, rate at which one prefill worker sends its cache
+    transfer_gb_per_s (GB/s) : disagg, rate at which one prefill worker sends its cache in a rack
+    network_gb_per_s (GB/s) : the same where servers share no rack's links
     """
 
     decode_kernel_scale: float
@@ -49,6 +50,7 @@ class EngineTimes:
     per_prompt_token_us: float
     hand_over_ms: float
     transfer_gb_per_s: float
+    network_gb_per_s: float
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Assumed:
 
     attention_dp_from (clients) : from here on flattened runs decode with attention data parallelism
     accept_rate (share) : of a draft token, where drafts are used
+    long_accept_rate (share) : the same where answers have `long_answer_from` tokens or more
+    long_answer_from (tokens) : see there
     tp_decode_workers (workers) : decode workers of a flattened run with tensor parallel attention
     dp_decode_workers (workers) : the same with attention data parallelism
     prefill_utilisation (share) : of the prefill pool that such a run was given
@@ -68,6 +72,8 @@ class Assumed:
 
     attention_dp_from: float
     accept_rate: float
+    long_accept_rate: float
+    long_answer_from: float
     tp_decode_workers: float
     dp_decode_workers: float
     prefill_utilisation: float

@@ -224,8 +224,9 @@ class _Pass:
         """Residual addition and norm: reads and writes two vectors per token, 16 bit each."""
         return self.moved(8 * self.tokens * self.hidden)
 
-    def all_reduce(self) -> Latency:
-        return self.kernels.all_reduce.latency(self.layout.tp, self.tokens * self.hidden)
+    def all_reduce(self, width: int | None = None) -> Latency:
+        """Of a vector per token, as wide as the hidden state or `width`, 16 bit each."""
+        return self.kernels.all_reduce.latency(self.layout.tp, self.tokens * (width or self.hidden))
 
     def prompts(self, whole: Callable[[np.ndarray], Latency]) -> Latency:
         """`whole(mask)` is the latency of whole prompts; a split one costs its even share."""
@@ -298,6 +299,12 @@ def _gqa(spec: GQA, run: _Pass) -> Operators:
     query = width * spec.query_width // (spec.heads * spec.head_dim)
     qkv = query + 2 * kv_heads * spec.head_dim
     yield "qkv_gemm", run.gemm(precision.attention_gemm, run.tokens, qkv, run.hidden)
+    if spec.qk_norm_of_layer:
+        # Each GPU's sums of squares, of queries and keys in 32 bit, before any head can be normed.
+        normed = run.tokens * (heads + kv_heads) * spec.head_dim
+        yield "qk_norm_sums", run.moved(2 * normed)
+        yield "qk_norm_ar", run.all_reduce(4)
+        yield "qk_norm", run.moved(4 * normed)
     yield (
         "context_attention",
         run.prompts(

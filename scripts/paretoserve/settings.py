@@ -96,6 +96,7 @@ class Simulation:
     ranks: int
     experiments: int
     requests_per_client: int
+    most_requests: int
     lengths: tuple[float, float]
     sure: Sure
 

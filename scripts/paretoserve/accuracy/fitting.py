@@ -47,7 +47,8 @@ def fit(file: Path, cores: int, note: Callable[[str], None]) -> Fit:
     for backend in BACKENDS:
         # Near-duplicates are often one run under two names.
         different = {(run.ttft_ms, run.tpot_ms): run for run in runs if run.backend == backend}
-        mine = list(different.values())
+        # Runs whose drafts are guessed teach a time the guess's error.
+        mine = [run for run in different.values() if run.settled] or list(different.values())
         if not mine:
             note(f"{backend}: no runs, its times stay")
             continue

@@ -13,6 +13,7 @@ import numpy as np
 
 from paretoserve.accuracy.measurements import Measurement
 from paretoserve.accuracy.unrecorded import (
+    accept_rates,
     decode_workers,
     drafts,
     exchanges,
@@ -40,11 +41,7 @@ from paretoserve.serving.engines import (
 )
 from paretoserve.serving.mtp import expected_tokens_per_step
 from paretoserve.serving.surfaces import Limits, Surface, surface
-from paretoserve.settings import backend_rules
-
-WAVES = 10  # requests of each client in a benchmark
-# Of long runs fewer waves are simulated: after the second, one is like the other.
-MOST_REQUESTS, LEAST_WAVES = 2000, 2
+from paretoserve.settings import backend_rules, estimation
 
 
 @dataclass(frozen=True)
@@ -129,22 +126,21 @@ class Predictor:
     def _one(self, run: Measurement, calibration: Calibration) -> Prediction:
         try:
             system, gpus = self._system(run, calibration)
-            waves = max(min(WAVES, MOST_REQUESTS // run.concurrency), LEAST_WAVES)
+            settings = estimation().simulation
             load = Load(
                 run.concurrency,
                 run.isl,
                 run.osl,
-                requests=waves * run.concurrency,
+                requests=settings.requests_per_client * run.concurrency,
+                most_requests=settings.most_requests,
                 isl_range=run.isl_range,
                 osl_range=run.osl_range,
             )
             found = simulate(load, system)
         except InputError as error:
             return Prediction(reason=str(error))
-        weights = _weights(waves, run.concurrency)
-        ttft_ms = float(np.average(found.ttft_ms, weights=weights))
-        answered = np.isfinite(found.tpot_ms)
-        tpot_ms = float(np.average(found.tpot_ms[answered], weights=weights[answered]))
+        ttft_ms = float(np.mean(found.ttft_ms))
+        tpot_ms = float(np.nanmean(found.tpot_ms))
         # By Little's law; the drain at the end of the simulation is no part of a long run.
         answer_ms = ttft_ms + tpot_ms * (found.osl.mean() - 1)
         rate = 1e3 * run.concurrency * found.osl.mean() / answer_ms
@@ -175,6 +171,7 @@ class Predictor:
             run.concurrency / y / decode.dp,
             (run.isl, run.osl),
             float(cached[0]),
+            rack=load_system(run.system).gpus_per_rack is not None,
         )
         return system, run.gpus
 
@@ -198,7 +195,7 @@ class Predictor:
         )[0]
         batch = run.concurrency / y / decode.layout[2]
         step_ms = d.decode_step_ms(batch * one, (run.isl + run.osl / 2) * one)[0]
-        rates = (assumed.accept_rate,) * nextn
+        rates = accept_rates(run, assumed)
         answer_ms = step_ms * run.osl / expected_tokens_per_step(nextn, rates)
         busy = run.concurrency * prompt_ms / dp / answer_ms
         return max(busy / assumed.prefill_utilisation, 1.0), y
@@ -221,7 +218,7 @@ class Predictor:
             raise priced
         rules = backend_rules(run.backend)
         limit = _limit(worker, run, whole_budget=role == "prefill")
-        rates = (calibration.assumed.accept_rate,) * nextn
+        rates = accept_rates(run, calibration.assumed)
         found = engine(
             priced,
             launches(find_model(worker.model)),
@@ -239,13 +236,6 @@ class Predictor:
 
 def _layout(sizes: Sequence[int]) -> Layout:
     return Layout(*(np.array([size]) for size in sizes))
-
-
-def _weights(waves: int, clients: int) -> np.ndarray:
-    """Of each request, in order of sending: the last wave stands for those not simulated."""
-    weights = np.ones(waves * clients)
-    weights[-clients:] = WAVES - waves + 1
-    return weights
 
 
 def _kv_tokens(worker: Worker, run: Measurement) -> float:

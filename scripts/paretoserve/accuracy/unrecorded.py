@@ -22,6 +22,12 @@ def drafts(run: Measurement) -> int:
     return run.draft_tokens if find_model(run.model).mtp_layers else 0
 
 
+def accept_rates(run: Measurement, assumed: Assumed) -> tuple[float, ...]:
+    """Of each draft token of a step: long answers to random prompts repeat themselves."""
+    long = run.osl >= assumed.long_answer_from
+    return (assumed.long_accept_rate if long else assumed.accept_rate,) * drafts(run)
+
+
 def decode_workers(run: Measurement, assumed: Assumed) -> int:
     """Decode workers of a run that tells none and is of no recipe, by their attention."""
     wide = run.pools["decode"].layout[2] > 1

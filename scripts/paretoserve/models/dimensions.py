@@ -13,6 +13,7 @@ class GQA:
     head_dim: int
     qkv_bias: bool = False
     qk_norm: bool = False
+    qk_norm_of_layer: bool = False  # over all heads at once, not each by itself
     window: int = 0  # tokens that a token attends to; 0: all before it
     output_gate: bool = False  # the query projection also makes a gate of the output
     sinks: bool = False  # one learned logit per head that takes attention from all tokens
@@ -28,7 +29,8 @@ class GQA:
         projected = self.query_width + 2 * self.kv_heads * self.head_dim
         weights = hidden * projected + self.heads * self.head_dim * hidden
         biases = self.qkv_bias * projected + self.output_bias * hidden
-        return weights + biases + self.qk_norm * 2 * self.head_dim + self.sinks * self.heads
+        normed = self.heads + self.kv_heads if self.qk_norm_of_layer else 2
+        return weights + biases + self.qk_norm * normed * self.head_dim + self.sinks * self.heads
 
 
 @dataclass(frozen=True)

@@ -229,8 +229,9 @@ def _minimax_m2(fields: Fields, index: int) -> LayerSpec:
         topk=fields.integer("num_experts_per_tok"),
         inter=fields.integer("intermediate_size"),
     )
-    qk_norm = fields.typed("use_qk_norm", bool, False)
-    return LayerSpec(_gqa(fields, qkv_bias=False, qk_norm=qk_norm), experts)
+    attention = _gqa(fields, qkv_bias=False, qk_norm=fields.typed("use_qk_norm", bool, False))
+    of_layer = fields.typed("qk_norm_type", str, "") == "per_layer"
+    return LayerSpec(replace(attention, qk_norm_of_layer=of_layer), experts)
 
 
 def _qwen3_next(fields: Fields, index: int) -> LayerSpec:

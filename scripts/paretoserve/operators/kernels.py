@@ -44,6 +44,10 @@ class Kernels:
         self.tables, self._strict = tables, strict
         self._experts = cache(lambda table: Experts(tables, estimation().experts, table))
         settings = estimation().interpolation
+        # It is the engine that fuses, whose tables ever stand in.
+        fuses = settings.gemm_fused_quantisation
+        mine = {backend: fuses[backend] for backend in fuses if backend == tables.backend}
+        settings = replace(settings, gemm_fused_quantisation=mine)
         if strict:
             settings = replace(settings, gemm_spike=inf, gemm_fused_quantisation={})
         # Operators of a table share what they opened of other engines.

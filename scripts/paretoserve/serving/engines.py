@@ -141,22 +141,24 @@ def disaggregated(
     requests: float,
     load: tuple[int, int],
     prompt_bytes: float,
+    rack: bool,
 ) -> Disagg:
     """A replica of so many prefill and decode workers, with what lies between these.
 
-    `requests` of a decode rank, `load` (isl, osl), `prompt_bytes` of a prompt's cache. Nobody's
-    answer starts in a prefill worker: no prompt has its own host time there. A decode worker looks
-    for arrived caches as often as an aggregated one looks for requests: half that many of its steps
-    pass on the mean.
+    `requests` of a decode rank, `load` (isl, osl), `prompt_bytes` of a prompt's cache; all workers
+    are in one `rack`, or on a network. Nobody's answer starts in a prefill worker: no prompt has
+    its own host time there. A decode worker looks for arrived caches as often as an aggregated one
+    looks for requests: half that many of its steps pass on the mean.
     """
     isl, osl = load
     alone = replace(prefill, host=replace(prefill.host, per_prompt_ms=0.0))
     kv_len = np.array([isl + osl / 2])
     step_ms = decode.surface.decode_step_ms(np.array([max(requests, 1.0)]), kv_len)
+    gb_per_s = times.transfer_gb_per_s if rack else times.network_gb_per_s
     return Disagg(
         alone,
         decode,
         *workers,
         transfer_ms=times.hand_over_ms + (decode.poll_steps - 1) / 2 * float(step_ms[0]),
-        transfer_ms_per_token=prompt_bytes / isl / times.transfer_gb_per_s / 1e6,
+        transfer_ms_per_token=prompt_bytes / isl / gb_per_s / 1e6,
     )

@@ -260,10 +260,14 @@ def _grid(last: int, per_octave: int, first: int = 1) -> np.ndarray:
 
 
 def _with_edges(grid: np.ndarray, each: int) -> np.ndarray:
-    """Both sides of where kernels change: powers of two from 64 on, in rows of `each` per point."""
-    edges = 2 ** np.arange(6, 16) // each
+    """Both sides of where kernels change: quarters of octaves from 16 on, `each` rows a point.
+
+    Tiles are powers of two: most of their multiples are among these.
+    """
+    edges = np.outer(2 ** np.arange(2, 14), np.arange(4, 8)).ravel() // each
     edges = np.concatenate([edges, edges + 1])
-    return np.unique(np.concatenate([grid, edges[edges < grid[-1]]]))
+    within = (edges > 0) & (edges < grid[-1])
+    return np.unique(np.concatenate([grid, edges[within]]))
 
 
 def _area(rows: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:

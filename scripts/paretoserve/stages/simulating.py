@@ -122,6 +122,7 @@ def _of_row(experiment: Experiment, row: Row, settings: Simulation) -> dict[str,
         experiment.isl,
         experiment.osl,
         requests=clients * settings.requests_per_client,
+        most_requests=settings.most_requests,
         isl_range=settings.lengths,
         osl_range=settings.lengths,
     )
@@ -161,7 +162,12 @@ def replica(experiment: Experiment, row: Row) -> Engine | Disagg:
         row["decode_batch_size"],
         (prefill.isl, prefill.osl),
         float(cached[0]),
+        rack=_share_a_rack(*(one.worker.system for one in work.values())),
     )
+
+
+def _share_a_rack(prefill: str, decode: str) -> bool:
+    return prefill == decode and load_system(prefill).gpus_per_rack is not None
 
 
 def _engine(work: Work, row: Row) -> Engine:
