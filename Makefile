@@ -30,8 +30,10 @@ $(LOCKED):
 	$(PIP) install -qq --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
+# Compiled here as pip compiles all else: where Python may not write bytecode, each call would do it.
 $(STAMP): $(LOCKED)
 	$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q scripts/paretoserve
 	@touch $@
 
 demo: setup  ## answer the guide's example by the workflow, ending with the report
