@@ -171,7 +171,7 @@ class Predictor:
             run.concurrency / y / decode.dp,
             (run.isl, run.osl),
             float(cached[0]),
-            rack=load_system(run.system).gpus_per_rack is not None,
+            (load_system(run.system), load_system(run.system)),
         )
         return system, run.gpus
 

@@ -229,8 +229,9 @@ def _minimax_m2(fields: Fields, index: int) -> LayerSpec:
         topk=fields.integer("num_experts_per_tok"),
         inter=fields.integer("intermediate_size"),
     )
-    attention = _gqa(fields, qkv_bias=False, qk_norm=fields.typed("use_qk_norm", bool, False))
-    of_layer = fields.typed("qk_norm_type", str, "") == "per_layer"
+    qk_norm = fields.typed("use_qk_norm", bool, False)
+    of_layer = qk_norm and fields.typed("qk_norm_type", str, "") == "per_layer"
+    attention = _gqa(fields, qkv_bias=False, qk_norm=qk_norm)
     return LayerSpec(replace(attention, qk_norm_of_layer=of_layer), experts)
 
 

@@ -45,11 +45,11 @@ class Kernels:
         self._experts = cache(lambda table: Experts(tables, estimation().experts, table))
         settings = estimation().interpolation
         # It is the engine that fuses, whose tables ever stand in.
-        fuses = settings.gemm_fused_quantisation
-        mine = {backend: fuses[backend] for backend in fuses if backend == tables.backend}
+        fused = settings.gemm_fused_quantisation.items()
+        mine = {} if strict else {of: types for of, types in fused if of == tables.backend}
         settings = replace(settings, gemm_fused_quantisation=mine)
         if strict:
-            settings = replace(settings, gemm_spike=inf, gemm_fused_quantisation={})
+            settings = replace(settings, gemm_spike=inf)
         # Operators of a table share what they opened of other engines.
         self._make = cache(lambda of_type, other: of_type(other, settings))
 

@@ -141,19 +141,20 @@ def disaggregated(
     requests: float,
     load: tuple[int, int],
     prompt_bytes: float,
-    rack: bool,
+    systems: tuple[System, System],
 ) -> Disagg:
     """A replica of so many prefill and decode workers, with what lies between these.
 
-    `requests` of a decode rank, `load` (isl, osl), `prompt_bytes` of a prompt's cache; all workers
-    are in one `rack`, or on a network. Nobody's answer starts in a prefill worker: no prompt has
-    its own host time there. A decode worker looks for arrived caches as often as an aggregated one
-    looks for requests: half that many of its steps pass on the mean.
+    `requests` of a decode rank, `load` (isl, osl), `prompt_bytes` of a prompt's cache; `systems` of
+    prefill and decode share a rack or send over the network. Nobody's answer starts in a prefill
+    worker: no prompt has its own host time there. A decode worker looks for arrived caches as often
+    as an aggregated one looks for requests: half that many of its steps pass on the mean.
     """
-    isl, osl = load
+    (isl, osl), (source, target) = load, systems
     alone = replace(prefill, host=replace(prefill.host, per_prompt_ms=0.0))
     kv_len = np.array([isl + osl / 2])
     step_ms = decode.surface.decode_step_ms(np.array([max(requests, 1.0)]), kv_len)
+    rack = source.name == target.name and source.gpus_per_rack is not None
     gb_per_s = times.transfer_gb_per_s if rack else times.network_gb_per_s
     return Disagg(
         alone,

@@ -162,12 +162,8 @@ def replica(experiment: Experiment, row: Row) -> Engine | Disagg:
         row["decode_batch_size"],
         (prefill.isl, prefill.osl),
         float(cached[0]),
-        rack=_share_a_rack(*(one.worker.system for one in work.values())),
+        (load_system(prefill.worker.system), load_system(work["decode"].worker.system)),
     )
-
-
-def _share_a_rack(prefill: str, decode: str) -> bool:
-    return prefill == decode and load_system(prefill).gpus_per_rack is not None
 
 
 def _engine(work: Work, row: Row) -> Engine:
